@@ -1,0 +1,254 @@
+"""Critically-damped Langevin diffusion (Dockhorn, Vahdat and Kreis, ICLR 2022).
+
+The state is a pair (x, v): position, the data, and velocity, one number per coordinate. Noise
+enters v only and reaches x through the coupling. With B(t) the integral of beta, the forward
+process is
+
+    dx =  v / M beta dt
+    dv = -x beta dt - Gamma / M v beta dt + sqrt(2 Gamma beta) dw
+
+which is one and the same 2x2 linear problem for every coordinate. Time runs from 0 (data) to 1
+(prior). Coefficients are float64; only what meets a network is cast to the type of the images.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffbook_lib import exact, rng
+from diffbook_lib.diffusion import Net, expand
+
+
+class State(NamedTuple):
+    """Position and velocity, each (batch, ...)."""
+
+    x: Tensor
+    v: Tensor
+
+
+class Flow(NamedTuple):
+    """The four entries of the 2x2 flow matrix, each of the shape of B."""
+
+    xx: Tensor
+    xv: Tensor
+    vx: Tensor
+    vv: Tensor
+
+
+class Covariance(NamedTuple):
+    """The three entries of a 2x2 covariance of (x, v)."""
+
+    xx: Tensor
+    xv: Tensor
+    vv: Tensor
+
+
+class Cholesky(NamedTuple):
+    """The lower-triangular factor of a Covariance."""
+
+    xx: Tensor
+    vx: Tensor
+    vv: Tensor
+
+
+Score = Callable[[State, Tensor], Tensor]  # grad_v log p_t(x, v), t (batch,)
+
+# Ten-point Gauss-Legendre quadrature on [0, 1], for `CLD.noise_covariance`.
+_points, _weights = np.polynomial.legendre.leggauss(10)
+_NODES, _WEIGHTS = torch.from_numpy(_points + 1) / 2, torch.from_numpy(_weights) / 2
+
+
+@dataclass(frozen=True)
+class CLD:
+    """The process and its denoising problem; the fields carry the paper's symbols.
+
+    M: mass. Gamma: friction, None for critical damping, 2 sqrt(M). beta(t) = beta0 + beta1 t.
+    gamma: Var(v_0) / M. eps_num: added to both variances of the perturbation kernel.
+    loss_eps: smallest time in training. mixed_score: the network learns only the departure from
+    the score of a Gaussian velocity (Section 3.2).
+    """
+
+    M: float = 0.25
+    Gamma: float | None = None
+    beta0: float = 4.0
+    beta1: float = 0.0
+    gamma: float = 0.04
+    eps_num: float = 1e-6
+    loss_eps: float = 1e-5
+    mixed_score: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("M", "beta0", "gamma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.Gamma is not None and not self.Gamma > 0:
+            raise ValueError(f"Gamma is {self.Gamma}; it must be positive, or None for 2 sqrt(M)")
+
+    @property
+    def friction(self) -> float:
+        """Gamma, with the critical value filled in."""
+        return 2 * math.sqrt(self.M) if self.Gamma is None else self.Gamma
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta0 + self.beta1 * t.double()
+
+    def B(self, t: Tensor) -> Tensor:
+        """Integral of beta from 0 to t."""
+        t = t.double()
+        return self.beta0 * t + self.beta1 * t**2 / 2
+
+    # The linear part: flow and covariance.
+
+    def flow(self, B: Tensor, sign: float = 1.0) -> Flow:
+        """exp(A B) with A = [[0, 1/M], [-1, -Gamma/M]] for any damping (paper Appendix B.1 for
+        the critical case). `sign=-1` reverses the coupling of x and v, as the sampler needs.
+
+        With m = -Gamma/(2M) and d = m^2 - 1/M the eigenvalues are m +- sqrt(d), and
+        exp(A B) = c I + s (A - m I), where c and s are e^(mB) times cosh(sqrt(d) B) and
+        sinh(sqrt(d) B) / sqrt(d): cosine and sine when d < 0, 1 and B when d = 0.
+        """
+        m = -self.friction / (2 * self.M)
+        d = 0.0 if self.Gamma is None else m**2 - 1 / self.M
+        root = math.sqrt(abs(d))
+        if d > 0:  # both rates real: factor out the slower, nothing overflows
+            slow, gap = torch.exp((m + root) * B), torch.exp(-2 * root * B)
+            c, s = slow * (1 + gap) / 2, -slow * torch.expm1(-2 * root * B) / (2 * root)
+        else:
+            c = torch.exp(m * B) * torch.cos(root * B)
+            s = torch.exp(m * B) * B * torch.sinc(root * B / math.pi)
+        return Flow(c - m * s, sign * s / self.M, -sign * s, c + m * s)
+
+    def noise_covariance(self, B: Tensor, sign: float = 1.0) -> Covariance:
+        """What the noise alone has added after B: the integral over s in [0, B] of
+        2 Gamma f(s) f(s)^T, f the second column of the flow.
+
+        For large B it is D - F D F^T with D = diag(1, M) the stationary covariance. For small B
+        that difference cancels (the x variance is of order B^3), so there we integrate: a sum of
+        positive terms, right to the last digits.
+        """
+        F = self.flow(B, sign)
+        rates = self.friction / self.M + 1 / math.sqrt(self.M)
+        s = B[..., None] * _NODES.to(B.device)
+        f = self.flow(s, sign)
+        w = 2 * self.friction * B[..., None] * _WEIGHTS.to(B.device)
+        small = B * rates < 1
+        return Covariance(
+            torch.where(small, (w * f.xv**2).sum(-1), 1 - F.xx**2 - self.M * F.xv**2),
+            torch.where(small, (w * f.xv * f.vv).sum(-1), -F.xx * F.vx - self.M * F.xv * F.vv),
+            torch.where(small, (w * f.vv**2).sum(-1), self.M - F.vx**2 - self.M * F.vv**2),
+        )
+
+    def covariance(self, t: Tensor, var_x: float = 0.0, var_v: float | None = None) -> Covariance:
+        """Sigma_t (paper Appendix B.1) when the state starts with variances var_x and var_v.
+
+        The defaults, 0 and gamma M, give the kernel of hybrid score matching, p(x_t, v_t | x_0).
+        eps_num is included. t (batch,), entries float64 (batch,).
+        """
+        var_v = self.gamma * self.M if var_v is None else var_v
+        F, Q = self.flow(self.B(t)), self.noise_covariance(self.B(t))
+        return Covariance(
+            Q.xx + var_x * F.xx**2 + var_v * F.xv**2 + self.eps_num,
+            Q.xv + var_x * F.xx * F.vx + var_v * F.xv * F.vv,
+            Q.vv + var_x * F.vx**2 + var_v * F.vv**2 + self.eps_num,
+        )
+
+    def kernel(self, t: Tensor) -> tuple[Flow, Covariance, Cholesky]:
+        """Everything about p(x_t, v_t | x_0) at t (batch,)."""
+        covariance = self.covariance(t)
+        return self.flow(self.B(t)), covariance, cholesky(covariance)
+
+    def ell(self, t: Tensor) -> Tensor:
+        """ell_t = 1 / L_vv: the score of the kernel in v is -ell_t times the velocity noise
+        (paper Eq. 8, Appendix B.3)."""
+        return 1 / cholesky(self.covariance(t)).vv
+
+    def perturb(self, x0: Tensor, t: Tensor, noise: State) -> State:
+        """A sample of p(x_t, v_t | x_0): mean F (x_0, 0) plus L noise."""
+        F, _, L = self.kernel(t)
+        x = expand(F.xx, x0) * x0 + expand(L.xx, x0) * noise.x
+        v = expand(F.vx, x0) * x0 + expand(L.vx, x0) * noise.x + expand(L.vv, x0) * noise.v
+        return State(x, v)
+
+    # The learning problem.
+
+    def alpha(self, net: Net, state: State, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The estimate of the velocity noise; the network sees x and v / sqrt(M) side by side."""
+        u = torch.cat([state.x, state.v / math.sqrt(self.M)], dim=1)
+        out = net(u, t.to(u.dtype), label)
+        if not self.mixed_score:
+            return out
+        covariance = self.covariance(t)
+        return out + expand(cholesky(covariance).vv / covariance.vv, out) * state.v
+
+    def score(self, net: Net, label: Tensor | None = None) -> Score:
+        """The network as the score in v: s(x, v, t) = -ell_t alpha(x, v, t)."""
+
+        def score(state: State, t: Tensor) -> Tensor:
+            return -expand(self.ell(t), state.v) * self.alpha(net, state, t, label)
+
+        return score
+
+    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
+        """Hybrid score matching, weighting `reweightedv2` (paper Eq. 9-10 with lambda = 1/ell^2):
+        the squared error of the velocity noise, summed over dimensions, (batch,)."""
+        u = rng.uniform((len(x0),), source, dtype=torch.float64)
+        t = self.loss_eps + (1 - self.loss_eps) * u
+        noise = State(*rng.normal((len(x0), 2, *x0.shape[1:]), source, x0.dtype).unbind(1))
+        state = self.perturb(x0, t, noise)
+        error = noise.v - self.alpha(net, state, t, label)
+        return error.square().flatten(1).sum(dim=1)
+
+    # Going back.
+
+    def prior(self, noise: State) -> State:
+        """The stationary law N(0, I) x N(0, M I)."""
+        return State(noise.x, math.sqrt(self.M) * noise.v)
+
+    def marginal(self, data: exact.GaussianMixture, t: float) -> exact.GaussianMixture:
+        """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d dimensions,
+        x first."""
+        B = self.B(torch.tensor(t))
+        flow, added = torch.stack([*self.flow(B)]).reshape(2, 2), self.noise_covariance(B)
+        noise = torch.stack([added.xx, added.xv, added.xv, added.vv]).reshape(2, 2)
+        eye = torch.eye(data.dim, dtype=torch.float64)
+        flow, noise = torch.kron(flow, eye), torch.kron(noise, eye)
+        start = torch.stack(
+            [torch.block_diag(c, self.gamma * self.M * eye) for c in data.covariances]
+        )
+        means = torch.cat([data.means, torch.zeros_like(data.means)], dim=1) @ flow.T
+        covariances = flow @ start @ flow.T + noise
+        return exact.GaussianMixture(means, covariances, data.weights)
+
+    def exact_score(self, data: exact.GaussianMixture) -> Score:
+        """The true grad_v log p_t for mixture data, one time for the whole batch."""
+
+        def score(state: State, t: Tensor) -> Tensor:
+            u = torch.cat(state, dim=1)
+            return self.marginal(data, float(t[0])).score(u)[:, data.dim :].to(state.v.dtype)
+
+        return score
+
+    def reverse_drift(self, score: Score, state: State, t: Tensor) -> State:
+        """Drift of the reverse SDE in reverse time (paper Eq. 6): dx = -v/M beta,
+        dv = (x + Gamma v / M + 2 Gamma score) beta."""
+        beta, x, v = expand(self.beta(t), state.x), state.x, state.v
+        push = x + self.friction / self.M * v + 2 * self.friction * score(state, t)
+        return State(-beta * v / self.M, beta * push)
+
+
+def cholesky(covariance: Covariance) -> Cholesky:
+    """The lower-triangular factor. Raises ValueError where the covariance is not positive."""
+    xx = covariance.xx.sqrt()
+    vx = covariance.xv / xx
+    vv = (covariance.vv - vx**2).sqrt()
+    if not bool((vv > 0).all()):
+        raise ValueError(
+            "the covariance of (x, v) is not positive definite in float64; "
+            "use a larger eps_num (the paper uses 1e-9 to 1e-6) or a larger smallest time"
+        )
+    return Cholesky(xx, vx, vv)

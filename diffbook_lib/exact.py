@@ -1,0 +1,190 @@
+"""Small worlds with known answers, in float64: the oracles of all chapters.
+
+Each world holds a density p on R^d. Noise of standard deviation sigma turns it into
+p_sigma = p * N(0, sigma^2 I); density, score and posterior mean of the clean point are closed
+forms. A world is itself a denoiser: `world(x, sigma)` is the posterior mean in the shape and type
+of x, so a sampler takes a world wherever it takes a network.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+Level = float | Tensor
+
+
+class World:
+    """What Gaussian mixtures and finite data sets have in common."""
+
+    dim: int
+
+    def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
+        """E[clean point | noisy point x] (n, d)."""
+        raise NotImplementedError
+
+    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
+        """P(noisy point <= x) of a one-dimensional world, any shape."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, sigma: Level, label: Tensor | None = None) -> Tensor:
+        mean = self.posterior_mean(x.reshape(len(x), -1), sigma)
+        return mean.reshape(x.shape).to(x.dtype)
+
+    def score(self, x: Tensor, sigma: Level) -> Tensor:
+        """grad log p_sigma(x) (n, d), through the posterior mean (Tweedie)."""
+        x = x.double()
+        return (self.posterior_mean(x, sigma) - x) / _column(sigma, x) ** 2
+
+    def flow(self, x: Tensor, start: float, end: float) -> Tensor:
+        """Where the probability-flow ODE takes x (n, 1) from noise level `start` to `end`.
+
+        In one dimension the flow cannot change the order of points, so it matches quantiles:
+        P_end(flow(x)) = P_start(x). Solved by bisection to float64 accuracy.
+        Raises ValueError in more dimensions, where no closed form is known.
+        """
+        if self.dim != 1:
+            raise ValueError(
+                f"the flow has a closed form only for d = 1 here, this world has d = {self.dim}"
+            )
+        quantile = self.cdf(x.double(), start)
+        reach = float(x.abs().max()) + 10 * (1 + start + end)
+        low, high = torch.full_like(quantile, -reach), torch.full_like(quantile, reach)
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = self.cdf(middle, end) < quantile
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+
+class GaussianMixture(World):
+    """A mixture of K Gaussians in R^d.
+
+    means (K, d), covariances (K, d, d) positive semi-definite, weights (K,) or equal.
+    """
+
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
+        self.means = means.double()
+        modes, self.dim = self.means.shape
+        if covariances.shape != (modes, self.dim, self.dim):
+            raise ValueError(
+                f"covariances have shape {tuple(covariances.shape)}; "
+                f"{modes} modes in {self.dim} dimensions need {(modes, self.dim, self.dim)}"
+            )
+        self.covariances = covariances.double()
+        weights = torch.ones(modes) if weights is None else weights
+        self.weights = weights.double() / weights.double().sum()
+        variances, self._axes = torch.linalg.eigh(self.covariances)  # (K, d), (K, d, d)
+        self._variances = variances.clamp(min=0)
+
+    @classmethod
+    def isotropic(
+        cls, means: Tensor, std: float, weights: Tensor | None = None
+    ) -> "GaussianMixture":
+        """All modes with covariance std^2 I."""
+        modes, dim = means.shape
+        return cls(means, std**2 * torch.eye(dim).expand(modes, dim, dim).double(), weights)
+
+    @classmethod
+    def grid(cls, std: float = 0.04) -> "GaussianMixture":
+        """The nine modes of the CLD paper's toy: a 3×3 grid turned by 45 degrees, its corners
+        at distance 0.71 from the middle."""
+        a = math.sqrt(0.5)
+        steps = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).double()
+        turned = torch.stack([steps[:, 0] + steps[:, 1], steps[:, 0] - steps[:, 1]], dim=1)
+        return cls.isotropic(turned * a / 2, std)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points (n, d)."""
+        mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        scaled = self._variances[mode].sqrt() * noise
+        return self.means[mode] + torch.einsum("nij,nj->ni", self._axes[mode], scaled)
+
+    def log_density(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        """log p_sigma(x) (n,)."""
+        return self._log_joint(*self._coordinates(x, sigma)).logsumexp(dim=1)
+
+    def score(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        """grad log p_sigma(x) (n, d): also at sigma = 0, where the posterior mean says nothing."""
+        along, variance = self._coordinates(x, sigma)
+        share = self._log_joint(along, variance).softmax(dim=1)  # P(mode | x), (n, K)
+        return -torch.einsum("nk,kij,nkj->ni", share, self._axes, along / variance)
+
+    def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
+        along, variance = self._coordinates(x, sigma)
+        share = self._log_joint(along, variance).softmax(dim=1)
+        shrunk = torch.einsum("kij,nkj->nki", self._axes, along * self._variances / variance)
+        return torch.einsum("nk,nki->ni", share, self.means + shrunk)
+
+    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
+        std = (self._variances[:, 0] + _column(sigma, x) ** 2).sqrt()
+        return (torch.special.ndtr((x - self.means[:, 0]) / std) * self.weights).sum(-1, True)
+
+    def flow(self, x: Tensor, start: float, end: float) -> Tensor:
+        """As `World.flow`; with a single mode in any dimension, where each principal axis is
+        scaled by the ratio of its standard deviations."""
+        if len(self.means) > 1:
+            return super().flow(x, start, end)
+        ratio = ((self._variances[0] + end**2) / (self._variances[0] + start**2)).sqrt()
+        axes = self._axes[0]
+        return self.means + (x.double() - self.means) @ axes * ratio @ axes.T
+
+    def _coordinates(self, x: Tensor, sigma: Level) -> tuple[Tensor, Tensor]:
+        """x seen from each mode along its principal axes, and the variances there: (n, K, d)."""
+        x = x.double()
+        along = torch.einsum("nki,kij->nkj", x[:, None] - self.means, self._axes)
+        return along, self._variances + _column(sigma, x)[:, :, None] ** 2
+
+    def _log_joint(self, along: Tensor, variance: Tensor) -> Tensor:
+        """log of weight times density of each mode (n, K)."""
+        exponent = (along**2 / variance + (2 * math.pi * variance).log()).sum(dim=2)
+        return self.weights.log() - exponent / 2
+
+
+class Gaussian(GaussianMixture):
+    """A single Gaussian: mean (d,), covariance (d, d)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__(mean[None], covariance[None])
+
+
+class FiniteData(World):
+    """The empirical distribution of N points (N, d), equal weights: what a network that fits its
+    training set perfectly would learn."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points.reshape(len(points), -1).double()
+        self.dim = self.points.shape[1]
+
+    def log_density(self, x: Tensor, sigma: Level) -> Tensor:
+        """log p_sigma(x) (n,), sigma > 0."""
+        x = x.double()
+        variance = _column(sigma, x) ** 2  # (n, 1) or (1, 1)
+        squared = torch.cdist(x, self.points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        normaliser = self.dim / 2 * (2 * math.pi * variance[:, 0]).log() + math.log(
+            len(self.points)
+        )
+        return (-squared / (2 * variance)).logsumexp(dim=1) - normaliser
+
+    def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
+        """Each data point weighted by its probability given x. The term |x|^2, equal for all
+        data points, is left out: what remains is a matrix product."""
+        x = x.double()
+        logits = x @ self.points.T - (self.points**2).sum(dim=1) / 2
+        return (logits / _column(sigma, x) ** 2).softmax(dim=1) @ self.points
+
+    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
+        sigma = _column(sigma, x)
+        distance = x - self.points[:, 0]  # (n, N)
+        below = torch.where(
+            sigma > 0,
+            torch.special.ndtr(distance / sigma.clamp(min=1e-300)),
+            (distance >= 0).double(),
+        )
+        return below.mean(dim=-1, keepdim=True)
+
+
+def _column(sigma: Level, x: Tensor) -> Tensor:
+    """sigma as float64 (n, 1), or (1, 1) when it is one number."""
+    return torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)

@@ -1,0 +1,52 @@
+"""A residual multilayer perceptron for points in a few dimensions."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffbook_lib.nets.embedding import NoiseEmbedding
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero, so that its block starts as the identity."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLPBlock(nn.Module):
+    """h + f(h), where the noise embedding scales and shifts the normalised h inside f."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        last = zero_linear(width, width)
+        self.layers = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        return h + self.layers(self.norm(h) * (1 + scale) + shift)
+
+
+class MLP(nn.Module):
+    """Points (batch, inputs), a noise feature (batch,) -> (batch, outputs); starts at zero."""
+
+    def __init__(
+        self, inputs: int, outputs: int, width: int = 64, depth: int = 3, log_noise: bool = False
+    ) -> None:
+        super().__init__()
+        self.embedding = NoiseEmbedding(width, log=log_noise)
+        self.stem = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.head = zero_linear(width, outputs)
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        if label is not None:
+            raise ValueError("MLP takes no class label; call it with label=None")
+        h = self.stem(x)
+        embedding = F.silu(self.embedding(noise))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.head(self.norm(h))
