@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +88,10 @@ def like(
 
     def judge(function: Callable) -> Verdict:
         for case in arguments:
-            expected, got = _numbers(reference(*case)), _numbers(function(*case))
+            answer = function(*case)
+            if answer is None:
+                return "your function returns nothing"
+            expected, got = _numbers(reference(*case)), _numbers(answer)
             failure, _ = _compare(got, expected, rtol, atol)
             if failure:
                 shown = ", ".join(_short(argument) for argument in case)
@@ -115,9 +119,11 @@ def check_exercise(name: str, function: Callable) -> None:
 
 def _numbers(value: Any) -> Tensor:
     """The value as a float64 tensor on the CPU."""
-    if isinstance(value, list | tuple):
-        value = torch.stack([_numbers(item) for item in value]) if value else torch.empty(0)
-    return torch.as_tensor(value).detach().cpu().to(torch.float64)
+    if isinstance(value, list | tuple) and value:
+        return torch.stack([_numbers(item) for item in value])
+    if isinstance(value, Tensor):
+        return value.detach().cpu().to(torch.float64)
+    return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
 def _compare(left: Tensor, right: Tensor, rtol: float, atol: float) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Averages of a network's weights over the course of training.
 
-Two rules, both of the form average <- beta(t) average + (1 - beta(t)) weights after step t = 1, 2, …
+Two rules, both average <- beta(t) average + (1 - beta(t)) weights after step t = 1, 2, ...:
 
 classic  beta(t) = min(decay, (1 + t) / (10 + t)): an exponential profile, short at first.
 power    beta(t) = (1 - 1/t)^(gamma + 1): weight t^gamma for step t, so that the width of the

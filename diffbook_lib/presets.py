@@ -65,6 +65,9 @@ class RunSpec(BaseModel):
         "constant", description="course of the learning rate after the warm-up"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    reference_steps: int = Field(
+        0, ge=0, description="inverse-sqrt: step at which the fall begins; 0: end of the warm-up"
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam, decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam, decay of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
@@ -103,7 +106,7 @@ class CLDSpec(RunSpec):
     eps_num: float = Field(1e-6, ge=0, description="added to the kernel's two variances")
     loss_eps: float = Field(1e-5, gt=0, lt=1, description="smallest time of the loss")
     mixed_score: bool = Field(description="learn the departure from the Gaussian velocity score")
-    weighting: Literal["reweightedv2", "reweightedv1", "likelihood"] = Field(
+    weighting: Literal["reweightedv2"] = Field(
         "reweightedv2", description="weight of the loss in time"
     )
     network: Literal["mlp", "unet"] = Field(description="mlp for vectors, unet for images")
@@ -311,6 +314,8 @@ def _explain(cls: type[RunSpec], problem: dict[str, Any]) -> str:
     hint = _number_hint(value)
     if kind == "literal_error":
         hint = nearest(value, get_args(cls.model_fields[name].annotation))
+    elif kind == "int_type" and isinstance(value, float) and value.is_integer():
+        hint = f"; write {value:.0f}"
     return f"{label} is {value!r} ({meaning}): {allowed}{hint}"
 
 

@@ -1,8 +1,7 @@
 """Run folders and records: what a run was asked to do, what it measured, and where.
 
 A run folder holds `spec.json`, which decides whether a later start continues the run, and in the
-end `record.json`. Records that the book quotes are kept under `results/<method>/`, beside
-`results/published.yaml` with the figures of the papers.
+end `record.json`.
 """
 
 import json
@@ -14,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TextIO
+from typing import Annotated, Any, TextIO
 
-import yaml
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -28,11 +26,12 @@ from pydantic import (
     ValidationError,
 )
 
-from diffbook_lib import presets
+from diffbook_lib import checkpoint, presets
 from diffbook_lib.presets import RunSpec
 
 LIBRARIES = ("torch", "numpy", "accelerate", "safetensors", "torchdiffeq", "torchmetrics")
-_open_locks: dict[Path, TextIO] = {}  # held until this process ends
+PATIENCE = 5.0  # seconds to wait for a folder: a killed run's kernel lives a moment longer
+_locks: dict[Path, TextIO] = {}  # held until this process ends
 
 
 class SpecMismatch(ValueError):
@@ -43,13 +42,15 @@ class RecordError(ValueError):
     """A specification, a record or the list of published figures cannot be used."""
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """Plain data with finite numbers and no unknown fields."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True
     )
 
 
-class Metric(_Model):
+class Metric(Model):
     """One measured figure with what is needed to judge it."""
 
     name: str = Field(description="what was measured")
@@ -62,7 +63,7 @@ class Metric(_Model):
     details: dict[str, JsonValue] = Field({}, description="anything else worth keeping")
 
 
-class Hardware(_Model):
+class Hardware(Model):
     """The machine of a run."""
 
     cpu: str = Field(description="model name of the processor")
@@ -77,7 +78,7 @@ def _read_spec(value: Any) -> Any:
     return presets.spec(str(value.get("method")), value) if isinstance(value, dict) else value
 
 
-class Record(_Model):
+class Record(Model):
     """A finished run."""
 
     spec: Annotated[SerializeAsAny[RunSpec], BeforeValidator(_read_spec)]
@@ -91,22 +92,6 @@ class Record(_Model):
     versions: dict[str, str] = Field(description="versions of the libraries")
     hardware: Hardware
     date: AwareDatetime
-
-
-class Published(_Model):
-    """A figure from a paper, with the place it was read."""
-
-    method: str
-    figure: str
-    value: str
-    source: str = Field(description="publication and number of the table")
-    tag: Literal["paper", "page", "code", "secondary"] = Field(
-        description="read in the paper, on the authors' page, in their code, in a later paper"
-    )
-
-    def label(self) -> str:
-        """The source with its tag."""
-        return f"{self.source} [{self.tag}]"
 
 
 def default_folder(spec: RunSpec) -> Path:
@@ -139,18 +124,28 @@ def check_run(folder: str | Path, spec: RunSpec) -> bool:
     return True
 
 
-def open_run(folder: str | Path, spec: RunSpec) -> Path:
-    """Open the run folder of this specification, new or to be continued; "" is the default one.
+def start_run(folder: str | Path, spec: RunSpec) -> Path:
+    """Make the run folder of this specification, unless it is there; "" is the default one.
 
-    The folder stays this process's own until the process ends. Raises SpecMismatch if the folder
-    belongs to a run with other values, RecordError if another process works in it.
+    Raises SpecMismatch if the folder belongs to a run with other values, RecordError if another
+    process works in it.
     """
     folder = Path(folder).resolve() if str(folder) else default_folder(spec)
     known = check_run(folder, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
+    if folder not in _locks:
+        _lock(folder).close()
     if not known:
-        write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+        text = spec.model_dump_json(indent=1) + "\n"
+        checkpoint.atomic_write(folder / "spec.json", text.encode())
+    return folder
+
+
+def open_run(folder: str | Path, spec: RunSpec) -> Path:
+    """`start_run`, and keep other processes out of the folder until this one ends."""
+    folder = start_run(folder, spec)
+    if folder not in _locks:
+        _locks[folder] = _lock(folder)
     return folder
 
 
@@ -161,19 +156,6 @@ def read_spec(folder: str | Path) -> RunSpec:
         raise RecordError(f"{folder} is no run folder: it has no spec.json")
     mapping = _read_json(file)
     return presets.spec(str(mapping.get("method")), mapping)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all, whatever happens meanwhile."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -192,39 +174,40 @@ def _show(mapping: Mapping[str, Any], name: str) -> str:
     return repr(mapping[name]) if name in mapping else "(absent)"
 
 
-def _lock(folder: Path, patience: float = 5.0) -> None:
-    """Keep other processes out of a run folder; a killed run's last process may need a moment."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no protection
-        return
-    if folder in _open_locks:
-        return
+def _lock(folder: Path) -> TextIO:
+    """The locked file .lock of a run folder; closing it gives the folder free."""
     stream = (folder / ".lock").open("a+")
-    end = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                stream.seek(0)
-                raise RecordError(
-                    f"process {stream.read() or '?'} works in {folder}; wait until it ends, or "
-                    "shut down its notebook"
-                ) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            break
+    end = time.monotonic() + PATIENCE
+    while not _locked(stream):
+        if time.monotonic() > end:
+            stream.seek(0)
+            raise RecordError(
+                f"process {stream.read() or '(unknown)'} works in {folder}; wait until it ends, or "
+                "shut down its notebook"
+            )
+        time.sleep(0.1)
     stream.truncate(0)
     stream.write(str(os.getpid()))
     stream.flush()
-    _open_locks[folder] = stream
+    return stream
+
+
+def _locked(stream: TextIO) -> bool:
+    """Whether the lock was to be had; True as well where the system knows no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
 
 
 def lock_descriptors(folder: Path) -> tuple[int, ...]:
     """File descriptors that keep `folder` locked as long as a child process inherits them."""
-    return (_open_locks[folder].fileno(),) if folder in _open_locks else ()
+    return (_locks[folder].fileno(),) if folder in _locks else ()
 
 
 def write_record(
@@ -259,7 +242,7 @@ def write_record(
     except ValidationError as error:
         raise RecordError(f"{folder}: these results make no record: {error}") from None
     file = Path(folder) / "record.json"
-    write_text(file, record.model_dump_json(indent=1) + "\n")
+    checkpoint.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
     return file
 
 
@@ -279,30 +262,6 @@ def is_complete(folder: str | Path, spec: RunSpec) -> bool:
     if not (Path(folder) / "record.json").exists():
         return False
     return read_record(folder).spec == spec
-
-
-def keep(folder: str | Path) -> Path:
-    """Copy a run's record to results/<method>/<preset>.json, where the book finds it.
-
-    Raises RecordError if the run was not the preset as it stands now.
-    """
-    record = read_record(folder)
-    spec = record.spec
-    preset = presets.resolve(spec.method, spec.preset)
-    changed = [
-        f"  {name}: preset {getattr(preset, name)!r}, run {value!r}"
-        for name, value in spec
-        if getattr(preset, name) != value
-    ]
-    if changed:
-        raise RecordError(
-            f"{folder} is not a run of the preset {spec.preset} as it stands:\n"
-            + "\n".join(changed)
-        )
-    file = presets.root() / "results" / spec.method / f"{spec.preset}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, record.model_dump_json(indent=1) + "\n")
-    return file
 
 
 def code_state() -> tuple[str, bool | None]:
@@ -348,96 +307,3 @@ def hardware() -> Hardware:
         cpu = platform.processor() or platform.machine()
     affinity = getattr(os, "sched_getaffinity", None)
     return Hardware(cpu=cpu, cores=len(affinity(0)) if affinity else os.cpu_count() or 1, gpu=gpu)
-
-
-def published(method: str) -> list[Published]:
-    """The published figures of a method; RecordError if the list is not as it must be."""
-    file = presets.root() / "results" / "published.yaml"
-    if not file.exists():
-        return []
-    try:
-        figures = [Published.model_validate(entry) for entry in yaml.safe_load(file.read_text())]
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
-        raise RecordError(f"{file}: {error}") from None
-    return [figure for figure in figures if figure.method == method]
-
-
-class Row(NamedTuple):
-    """One line of the results table; what does not apply is empty."""
-
-    method: str
-    ours: bool
-    figure: str
-    value: str
-    floor: str
-    samples: str
-    seed: str
-    scale: str
-    hardware: str
-    source: str
-
-
-def rows(method: str, local: bool = False) -> list[Row]:
-    """Kept records of a method, then the published figures; with `local` also what lies in runs/.
-
-    A published figure's source ends in its tag: where it was read.
-    """
-    home = presets.root()
-    files = sorted((home / "results" / method).glob("*.json"))
-    if local:
-        files += sorted((home / "runs").glob(f"{method}-*/record.json"))
-    ours = [row for file in files for row in _rows_of(read_record(file), file.relative_to(home))]
-    theirs = [
-        Row(method, False, entry.figure, entry.value, "", "", "", "", "", entry.label())
-        for entry in published(method)
-    ]
-    return ours + theirs
-
-
-def _rows_of(record: Record, file: Path) -> list[Row]:
-    spec = record.spec
-    scale = f"{spec.dataset}, {spec.steps} steps of {spec.batch}"
-    hardware = f"{record.hardware}, {record.seconds:.0f} s"
-
-    def show(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return [
-        Row(
-            spec.method,
-            True,
-            metric.name,
-            show(metric.value),
-            show(metric.floor),
-            show(metric.samples),
-            show(metric.seed),
-            scale,
-            hardware,
-            str(file),
-        )
-        for metric in record.results
-    ]
-
-
-def table(method: str, local: bool = False) -> str:
-    """The results table as text: our runs with their scale, then the published figures."""
-    found = rows(method, local)
-    parts = []
-    for ours, title in ((True, "recorded runs"), (False, "published figures")):
-        chosen = [row for row in found if row.ours is ours]
-        if not chosen:
-            parts.append(f"{method}: no {title}")
-            continue
-        names = [name for name in Row._fields[2:] if any(getattr(row, name) for row in chosen)]
-        lines = [names, *([getattr(row, name) for name in names] for row in chosen)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-        parts.append(
-            "\n".join(
-                [f"{method}: {title}"]
-                + [
-                    "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-                    for line in lines
-                ]
-            )
-        )
-    return "\n\n".join(parts)

@@ -6,7 +6,7 @@ the same noise whatever the batch size.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,6 +106,13 @@ def image_noise(seed: int, purpose: str, indices: Sequence[int], shape: Sequence
         for i in indices
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def step_noise(
+    seed: int, purpose: str, indices: Sequence[int], shape: Sequence[int]
+) -> Callable[[int], Tensor]:
+    """The noise of a random sampler: noise(i) is `image_noise` of draw number i."""
+    return lambda i: image_noise(seed, f"{purpose}/{i}", indices, shape)
 
 
 @contextmanager

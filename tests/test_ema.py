@@ -148,11 +148,11 @@ def test_state_continues_exactly(rule, value):
 
 def test_errors_name_the_value():
     net = Scalar()
-    with pytest.raises(ValueError, match="'linear'.*classic, power"):
+    with pytest.raises(ValueError, match=r"'linear'.*classic, power"):
         EMA(net, "linear", 0.9)
     with pytest.raises(ValueError, match=r"1\.0.*\[0, 1\)"):
         EMA(net, "classic", 1.0)
     with pytest.raises(ValueError, match=r"0\.3.*between 0 and 0\.2887"):
         EMA(net, "power", 0.3)
-    with pytest.raises(ValueError, match="another network.*weight"):
+    with pytest.raises(ValueError, match=r"another network.*weight"):
         EMA(net, "power", 0.1).load_state_dict(EMA(nn.Linear(1, 1), "power", 0.1).state_dict())

@@ -1,7 +1,7 @@
 """Critically-damped Langevin diffusion: the chapter `book/cld.ipynb` derives what stands here."""
 
 from diffbook_lib.cld.process import CLD, Cholesky, Covariance, Flow, Score, State, cholesky
-from diffbook_lib.cld.samplers import euler_maruyama, half_step, score_step, sscs, time_grid
+from diffbook_lib.cld.samplers import euler_maruyama, half_step, sample, score_step, sscs, time_grid
 
 __all__ = [
     "CLD",
@@ -13,6 +13,7 @@ __all__ = [
     "cholesky",
     "euler_maruyama",
     "half_step",
+    "sample",
     "score_step",
     "sscs",
     "time_grid",

@@ -56,6 +56,7 @@ class Cholesky(NamedTuple):
     vv: Tensor
 
 
+Time = float | Tensor
 Score = Callable[[State, Tensor], Tensor]  # grad_v log p_t(x, v), t (batch,)
 
 # Ten-point Gauss-Legendre quadrature on [0, 1], for `CLD.noise_covariance`.
@@ -94,12 +95,13 @@ class CLD:
         """Gamma, with the critical value filled in."""
         return 2 * math.sqrt(self.M) if self.Gamma is None else self.Gamma
 
-    def beta(self, t: Tensor) -> Tensor:
-        return self.beta0 + self.beta1 * t.double()
+    def beta(self, t: Time) -> Tensor:
+        """The pace of the process, float64 like every coefficient."""
+        return self.beta0 + self.beta1 * torch.as_tensor(t, dtype=torch.float64)
 
-    def B(self, t: Tensor) -> Tensor:
+    def B(self, t: Time) -> Tensor:
         """Integral of beta from 0 to t."""
-        t = t.double()
+        t = torch.as_tensor(t, dtype=torch.float64)
         return self.beta0 * t + self.beta1 * t**2 / 2
 
     # The linear part: flow and covariance.
@@ -143,7 +145,7 @@ class CLD:
             torch.where(small, (w * f.vv**2).sum(-1), self.M - F.vx**2 - self.M * F.vv**2),
         )
 
-    def covariance(self, t: Tensor, var_x: float = 0.0, var_v: float | None = None) -> Covariance:
+    def covariance(self, t: Time, var_x: float = 0.0, var_v: float | None = None) -> Covariance:
         """Sigma_t (paper Appendix B.1) when the state starts with variances var_x and var_v.
 
         The defaults, 0 and gamma M, give the kernel of hybrid score matching, p(x_t, v_t | x_0).
@@ -157,12 +159,12 @@ class CLD:
             Q.vv + var_x * F.vx**2 + var_v * F.vv**2 + self.eps_num,
         )
 
-    def kernel(self, t: Tensor) -> tuple[Flow, Covariance, Cholesky]:
+    def kernel(self, t: Time) -> tuple[Flow, Covariance, Cholesky]:
         """Everything about p(x_t, v_t | x_0) at t (batch,)."""
         covariance = self.covariance(t)
         return self.flow(self.B(t)), covariance, cholesky(covariance)
 
-    def ell(self, t: Tensor) -> Tensor:
+    def ell(self, t: Time) -> Tensor:
         """ell_t = 1 / L_vv: the score of the kernel in v is -ell_t times the velocity noise
         (paper Eq. 8, Appendix B.3)."""
         return 1 / cholesky(self.covariance(t)).vv
@@ -212,7 +214,7 @@ class CLD:
     def marginal(self, data: exact.GaussianMixture, t: float) -> exact.GaussianMixture:
         """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d dimensions,
         x first."""
-        B = self.B(torch.tensor(t))
+        B = self.B(t)
         flow, added = torch.stack([*self.flow(B)]).reshape(2, 2), self.noise_covariance(B)
         noise = torch.stack([added.xx, added.xv, added.xv, added.vv]).reshape(2, 2)
         eye = torch.eye(data.dim, dtype=torch.float64)

@@ -4,14 +4,16 @@ Every sampler is a generator of states, as in `diffbook_lib.samplers`; `samplers
 its end. Times are forward times, float64, on the CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from diffbook_lib.cld.process import CLD, Score, State, cholesky
-from diffbook_lib.samplers import Noise
+from diffbook_lib.samplers import Noise, run
+
+Sampler = Callable[[CLD, Score, State, Tensor, Noise], Iterator[State]]
 
 
 def time_grid(nfe: int, kind: str = "quadratic", eps: float = 1e-3) -> Tensor:
@@ -60,6 +62,14 @@ def sscs(process: CLD, score: Score, state: State, times: Tensor, noise: Noise) 
         state = half_step(process, state, middle, end, State(noise(4 * i + 2), noise(4 * i + 3)))
         yield state
     yield _last_drift(process, state, end)
+
+
+def sample(
+    process: CLD, score: Score, times: Tensor, noise: Noise, sampler: Sampler = sscs
+) -> Tensor:
+    """Images (batch, ...) from the prior down to the data; `noise` as `rng.step_noise` makes it."""
+    start = process.prior(State(noise(0), noise(1)))
+    return run(sampler(process, score, start, times, lambda i: noise(i + 2))).x
 
 
 def half_step(process: CLD, state: State, start: Tensor, end: Tensor, noise: State) -> State:

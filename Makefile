@@ -1,0 +1,44 @@
+# make book   builds the book        make lab    opens JupyterLab on it
+# make test   runs every test        make bench  runs the benchmarks
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: book test lab bench clean install
+.DEFAULT_GOAL := book
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# One core a process: two pages, or two test workers, run side by side.
+book test: export OMP_NUM_THREADS := 1
+
+# After a failed build the pages are written again next time: their warnings must not get lost.
+book: $(INSTALLED)
+	$(BIN)/python book/_ext/diffbook_cache.py
+	$(BIN)/jupyter-book build . -W -n --keep-going --quiet \
+		|| { rm -rf _build/html _build/.doctrees; exit 1; }
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+test: book
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/book
+
+bench: $(INSTALLED)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# The environment stays; `rm -r .venv` removes it too.
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

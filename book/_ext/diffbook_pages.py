@@ -1,0 +1,100 @@
+"""The book's own Sphinx extension.
+
+It points myst-nb at the hashed execution cache, writes the measured cost under each page's title,
+refuses a picture without alternative text, and drops scripts that other extensions add twice.
+A refusal is a warning, and the book is built with warnings as errors.
+"""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import diffbook_cache
+from docutils import nodes
+from myst_nb.sphinx_ import NbMetadataCollector
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+
+class Pictures(HTMLParser):
+    """Collects what is wrong with the pictures and identifiers of one page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[str] = []
+        self.identifiers: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {key: value or "" for key, value in attrs}
+        if tag == "img":
+            self._require(attributes.get("alt", ""), attributes.get("src", ""), "an image")
+        if tag == "svg" and attributes.get("role") == "img":
+            self._require(attributes.get("aria-label", ""), "", "an svg")
+        identifier = attributes.get("id", "")
+        if identifier.startswith("moving-"):
+            if identifier in self.identifiers:
+                self.faults.append(f"two moving figures are named {identifier[7:]!r}")
+            self.identifiers.add(identifier)
+
+    def _require(self, text: str, source: str, what: str) -> None:
+        """A text is missing too when it is only the file's name, which is docutils' default."""
+        if not text.strip() or (source and Path(source).name in text):
+            self.faults.append(f"{what} has no alternative text: {(source or text)[:80]!r}")
+
+
+def faults(page: str) -> list[str]:
+    """What is wrong with the pictures of a page of HTML, one line each."""
+    parser = Pictures()
+    parser.feed(page)
+    return parser.faults
+
+
+def set_cache(app: Sphinx, config: Config) -> None:
+    """Gives myst-nb the cache folder of the present library, before it reads its configuration."""
+    diffbook_cache.prepare()
+    current = diffbook_cache.folder(Path(app.srcdir))
+    diffbook_cache.prune(current)
+    config.nb_execution_cache_path = str(current)
+
+
+def add_cost(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Writes what the page costs to run, as measured in this book's build, under its title."""
+    run = NbMetadataCollector.get_exec_data(app.env, docname) or {}
+    seconds = run.get("runtime")
+    if seconds is None:
+        text = "Nothing to run on this page."
+    else:
+        shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        text = f"Running this page took {shown} on one CPU core when the book was built."
+    section = next(doctree.findall(nodes.section), None)
+    if section is not None:
+        section.insert(1, nodes.paragraph("", text, classes=["diffbook-cost"]))
+
+
+def check_pictures(app: Sphinx, pagename: str, template: str, context: dict, doctree) -> None:
+    """Refuses pictures without alternative text."""
+    for fault in faults(context.get("body", "") if doctree else ""):
+        logger.warning(fault, location=pagename)
+
+
+def drop_repeated_scripts(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree
+) -> None:
+    """Keeps the first of the scripts that the toggle and thebe extensions add twice."""
+    kept: dict[tuple, object] = {}
+    for script in context["script_files"]:
+        name = getattr(script, "filename", script) or ""  # two spellings of an inline script
+        body = getattr(script, "attributes", {}).get("body")
+        kept.setdefault((name, body), script)
+    context["script_files"] = list(kept.values())
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connects the hooks."""
+    app.connect("config-inited", set_cache, priority=100)
+    app.connect("doctree-resolved", add_cost)
+    app.connect("html-page-context", check_pictures)
+    app.connect("html-page-context", drop_repeated_scripts, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

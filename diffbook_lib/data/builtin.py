@@ -1,0 +1,71 @@
+"""Data sets that need no file: scikit-learn's digits and two-dimensional toys."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from .archives import Store
+from .datasets import ArrayDataset, SampledDataset
+
+DIGITS_TRAIN = 1500
+MIXTURE9_STD = 0.04
+
+
+def digits(store: Store, split: str) -> ArrayDataset:
+    """scikit-learn's 8x8 digits, 17 grey levels: 1,500 to train and 297 to test of 1,797.
+
+    Which image belongs to which part is a fixed random choice.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, target = load_digits(return_X_y=True)
+    order = rng.permutation(len(pixels), 0, "digits")
+    rows = {"train": order[:DIGITS_TRAIN], "test": order[DIGITS_TRAIN:], "all": order}[split]
+    images = torch.as_tensor(pixels).to(torch.uint8).view(-1, 1, 8, 8)
+    return ArrayDataset(
+        images[rows],
+        torch.as_tensor(target, dtype=torch.int64)[rows],
+        levels=17,
+        classes=tuple("0123456789"),
+        name="digits",
+        description=f"8x8 digits of scikit-learn, {split}: {len(rows):,} of {len(pixels):,} images",
+    )
+
+
+def mixture9_means() -> Tensor:
+    """The nine centres of `mixture9`, float64 (9, 2): a 3x3 grid turned by 45 degrees."""
+    a = 1 / math.sqrt(2)
+    corners = [(a, 0), (-a, 0), (0, a), (0, -a)]
+    sides = [(i * a / 2, j * a / 2) for i in (1, -1) for j in (1, -1)]
+    return torch.tensor([*corners, *sides, (0, 0)], dtype=torch.float64)
+
+
+def mixture9(store: Store, split: str) -> SampledDataset:
+    """Nine equally likely normal modes of standard deviation 0.04 (the CLD paper's toy)."""
+    means = mixture9_means().to(torch.float32)
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        centres = means[rng.integers(9, (n,), generator)]
+        return centres + MIXTURE9_STD * rng.normal((n, 2), generator)
+
+    return _stream("mixture9", split, draw, "mixture of nine normal modes in the plane")
+
+
+def swissroll5(store: Store, split: str) -> SampledDataset:
+    """Five swiss rolls (noise 0.2, scale 0.01) at the origin and at (±0.8, ±0.8)."""
+    centres = torch.tensor([(0.0, 0.0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)])
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        angle = 1.5 * math.pi * (1 + 2 * rng.uniform((n,), generator))
+        roll = torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1)
+        roll = roll + 0.2 * rng.normal((n, 2), generator)
+        return centres[rng.integers(5, (n,), generator)] + 0.01 * roll
+
+    return _stream("swissroll5", split, draw, "five swiss rolls in the plane")
+
+
+def _stream(name: str, split: str, draw, description: str) -> SampledDataset:
+    purpose = "data" if split == "train" else f"data/{split}"
+    return SampledDataset(draw, (2,), name, f"{description}, {split}: drawn anew", purpose)

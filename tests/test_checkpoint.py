@@ -1,0 +1,180 @@
+"""Checkpoints survive kills, damage and full disks, or say what is wrong."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import warnings
+
+import pytest
+import torch
+
+from diffbook_lib import checkpoint
+from diffbook_lib.checkpoint import CheckpointError
+
+TENSORS = {
+    "net/weight": torch.randn(3, 4),
+    "net/transposed": torch.randn(4, 3).T,
+    "ema/updates": torch.tensor(7),
+    "state/flags": torch.tensor([True, False]),
+    "state/half": torch.randn(5).bfloat16(),
+    "state/empty": torch.empty(0, 3),
+}
+INFO = {"step": 10, "progress": {"loss": 0.1 + 0.2, "name": "π"}}
+
+
+def save(folder, samples, shift=0.0):
+    tensors = {"w": torch.full((100,), samples + shift)}
+    return checkpoint.save(folder, samples, tensors, {"step": samples // 10})
+
+
+def flip(path, position, bit=0):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = checkpoint.save(tmp_path / "new" / "folder", 640, TENSORS, INFO)
+    assert path.name == "000000000640.safetensors"
+    loaded = checkpoint.newest(tmp_path / "new" / "folder")
+    assert (loaded.samples, loaded.info, loaded.path) == (640, INFO, path)
+    assert loaded.tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+
+
+def test_tied_tensors_and_loaded_tensors_are_independent(tmp_path):
+    weight = torch.zeros(3)
+    path = checkpoint.save(tmp_path, 1, {"a": weight, "b": weight}, {})
+    loaded = checkpoint.load(path).tensors
+    path.write_bytes(b"overwritten")
+    loaded["a"] += 1
+    assert torch.equal(loaded["a"], torch.ones(3)) and torch.equal(loaded["b"], weight)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "absent") is None
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_the_two_newest_are_kept(tmp_path):
+    for samples in (10, 20, 30, 40):
+        save(tmp_path, samples)
+    assert names(tmp_path) == ["000000000030.safetensors", "000000000040.safetensors"]
+    (tmp_path / ".000000000050.safetensors.tmp").write_bytes(b"left by a killed writer")
+    save(tmp_path, 35)  # after going back to 30, 40 belongs to no run any more
+    assert names(tmp_path) == ["000000000030.safetensors", "000000000035.safetensors"]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """Or it changed nothing: a flip may only pass where the content is the same all the same."""
+    path = save(tmp_path, 10)
+    whole, content = path.read_bytes(), checkpoint.load(path)
+    chance = random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    positions = [*range(header), *(chance.randrange(header, len(whole)) for _ in range(100))]
+    noticed = 0
+    for position in positions:
+        flip(path, position, chance.randrange(8))
+        try:
+            loaded = checkpoint.load(path)
+        except CheckpointError as error:
+            noticed += 1
+            assert str(path) in str(error)
+        else:
+            assert position < header and loaded.info == content.info
+            assert torch.equal(loaded.tensors["w"], content.tensors["w"])
+        path.write_bytes(whole)
+    assert noticed >= len(positions) - 8  # the header is padded with spaces
+
+
+@pytest.mark.parametrize("left", [0, 7, 50, 0.5, -1])
+def test_truncated_newest_is_reported_and_the_one_before_used(tmp_path, left):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(left * len(data)) if left == 0.5 else left])
+    with pytest.warns(UserWarning, match=rf"{path.name}.*continuing from 0+10\.safetensors"):
+        loaded = checkpoint.newest(tmp_path)
+    assert loaded.samples == 10
+
+
+def test_flipped_newest_is_reported_and_the_one_before_used(tmp_path):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    flip(path, -1)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged: its SHA-256 does not match"):
+        assert checkpoint.newest(tmp_path).samples == 10
+    save(tmp_path, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoint.newest(tmp_path).samples == 20
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    first, second = save(tmp_path, 10), save(tmp_path, 20)
+    flip(first, -5)
+    second.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint of this run can be used") as error:
+        checkpoint.newest(tmp_path)
+    assert first.name in str(error.value) and second.name in str(error.value)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    path = tmp_path / "000000000010.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+    torch.save(Trap(), path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
+    save(tmp_path, 10)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(CheckpointError, match=r"0020\.safetensors.*No space left.*Make room"):
+        save(tmp_path, 20)
+    assert names(tmp_path) == ["000000000010.safetensors"]
+    assert checkpoint.newest(tmp_path).samples == 10
+
+
+def test_the_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, r=real: (calls.append(n), r(*a))[1])
+    save(tmp_path, 10)
+    assert calls == ["fsync", "replace", "fsync"]  # file, name, folder
+
+
+def test_only_tensors_and_finite_json(tmp_path):
+    with pytest.raises(CheckpointError, match=r"state/dual is a float.*flat mapping of tensors"):
+        checkpoint.save(tmp_path, 1, {"state/dual": 0.5}, {})
+    with pytest.raises(ValueError):
+        checkpoint.save(tmp_path, 1, {}, {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+def test_info_is_readable_without_this_library(tmp_path):
+    data = checkpoint.save(tmp_path, 1, TENSORS, INFO).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["info"]) == INFO

@@ -1,0 +1,226 @@
+"""Figures: alternative texts, both faces of the moving figure, grids, paths and shown source."""
+
+import base64
+import io
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffbook_lib import figures, rng
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What figures displays, instead of IPython's display."""
+    displayed = []
+    monkeypatch.setattr(figures, "display", displayed.append)
+    yield displayed
+    plt.close("all")
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """The face of the built page."""
+    monkeypatch.setenv("DIFFBOOK_PAGE", "1")
+
+
+def line(ax, value):
+    ax.plot([0, 1], [0, value])
+    ax.set(ylim=(0, 10))
+
+
+def move(values=(1, 2, 5), draw=line, **changes):
+    settings = {"name": "slope", "label": "slope", "alt": lambda value: f"a line of slope {value}"}
+    figures.moving(values, draw, **(settings | changes))
+
+
+def picture(tag: str) -> np.ndarray:
+    """The pixels of an <img> with its own data."""
+    data = re.search('data:image/webp;base64,([^"]+)', tag).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_show_carries_its_alternative_text_and_a_transparent_ground(shown):
+    plt.plot([0, 1])
+    figures.show(alt='rising "line"', caption="A < B")
+    html = shown[0].data
+    assert 'alt="rising &quot;line&quot;"' in html and "A &lt; B" in html
+    assert "max-width:100%" in html
+    pixels = picture(html)
+    assert pixels.shape[-1] == 4 and pixels[0, 0, 3] == 0
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("alt", ["", "  "])
+def test_a_figure_without_alternative_text_is_refused(shown, alt):
+    with pytest.raises(ValueError, match="alt is empty"):
+        figures.show(plt.figure(), alt=alt)
+    with pytest.raises(ValueError, match="alt is empty"):
+        move(alt=alt)
+
+
+def test_rounding_of_the_pixels_cannot_be_seen():
+    with plt.rc_context(figures.STYLE):
+        figure, ax = plt.subplots()
+        ax.imshow(np.linspace(0, 1, 300).reshape(15, 20))
+        ax.plot([0, 10], [0, 10], alpha=0.4)
+        figure.canvas.draw()
+        exact = io.BytesIO()
+        figure.savefig(exact, format="png")
+    before = np.asarray(Image.open(exact).convert("RGBA")).astype(int)
+    after = np.asarray(Image.open(io.BytesIO(figures._webp(figure))).convert("RGBA")).astype(int)
+    opaque = before[..., 3] == 255
+    assert np.abs(before - after)[opaque].max() <= 3
+    assert np.abs(before - after)[..., 3].max() <= 8
+    plt.close(figure)
+
+
+def test_the_page_has_every_frame_with_its_own_text_and_one_visible(shown, page):
+    move(start=1, fmt=".1f", label="slope <m>")
+    html = shown[0].data
+    images = re.findall("<img [^>]+>", html)
+    assert [re.search('alt="([^"]+)"', tag).group(1) for tag in images] == [
+        f"a line of slope {value}" for value in (1, 2, 5)
+    ]
+    assert [" hidden" in tag for tag in images] == [True, False, True]
+    assert 'data-texts="1.0|2.0|5.0"' in html and "slope &lt;m&gt;" in html
+    assert 'type="range"' in html and 'aria-valuetext="2.0"' in html and 'max="2"' in html
+    assert not re.search(r"https?://|<link|src=\"(?!data:)", html)
+    frames = [picture(tag) for tag in images]
+    assert all(frame.shape == frames[0].shape for frame in frames)
+    assert not np.array_equal(frames[0], frames[1])
+
+
+def test_a_text_for_all_frames_still_names_the_value(shown, page):
+    move(values=torch.tensor([0.5, 1.0]), alt="a line")
+    assert 'alt="a line (slope: 0.5)"' in shown[0].data
+
+
+def test_the_live_face_draws_only_what_is_asked_for(shown, monkeypatch):
+    monkeypatch.delenv("DIFFBOOK_PAGE", raising=False)
+    drawn = []
+
+    def draw(ax, value):
+        drawn.append(value)
+        line(ax, value)
+
+    move(draw=draw)
+    view, controls = shown[0].children
+    slider = controls.children[1]
+    assert drawn == [1] and "slope 1" in view.value
+    slider.index = 2
+    assert drawn == [1, 5] and "slope 5" in view.value and "hidden" not in view.value
+    slider.index = 0
+    assert drawn == [1, 5] and "slope 1" in view.value
+
+
+def test_panels_are_given_as_an_array_of_axes(shown, page):
+    move(draw=lambda axes, value: [ax.plot([0, value]) for ax in axes.flat], panels=(1, 3))
+    assert len(re.findall("<img ", shown[0].data)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": [1]}, "two values or more"),
+        ({"values": []}, "two values or more"),
+        ({"start": 3}, "start among them"),
+        ({"start": -1}, "start among them"),
+        ({"values": [0.001, 0.002], "fmt": ".2f"}, "finer fmt"),
+        ({"name": "Two words"}, "lower case"),
+        ({"name": 'x" onload="'}, "lower case"),
+    ],
+)
+def test_wrong_moving_figures_are_refused(shown, page, changes, message):
+    with pytest.raises(ValueError, match=message):
+        move(**changes)
+
+
+def test_a_too_heavy_moving_figure_is_refused(shown, page, monkeypatch):
+    monkeypatch.setattr(figures, "MOVING_LIMIT", 1000)
+    with pytest.raises(ValueError, match="fewer values"):
+        move()
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(shown, page):
+    before = dict(plt.rcParams)
+    move()
+    assert dict(plt.rcParams) == before
+    assert not plt.get_fignums()
+
+
+def test_image_grid_places_each_image_and_leaves_gaps_transparent():
+    x = torch.stack([torch.full((1, 8, 8), value) for value in (-1.0, 0.0, 1.0, 3.0)])
+    grid = figures.image_grid(x, ncol=3).axes[0].images[0].get_array()
+    assert grid.shape == (17, 26, 4)
+    assert grid[0, 0].tolist() == [0, 0, 0, 1]
+    assert grid[0, 9].tolist() == [0.5, 0.5, 0.5, 1]
+    assert grid[16, 0].tolist() == [1, 1, 1, 1]
+    assert grid[0, 8, 3] == 0 and grid[16, 25, 3] == 0
+    plt.close("all")
+
+
+def test_image_grid_takes_colour_and_given_axes():
+    figure, ax = plt.subplots()
+    x = torch.zeros(2, 3, 4, 4)
+    x[:, 0] = 1
+    assert figures.image_grid(x, ncol=2, ax=ax) is figure
+    assert ax.images[0].get_array()[0, 0].tolist() == [1, 0.5, 0.5, 1]
+    plt.close(figure)
+    with pytest.raises(ValueError, match=r"got \(2, 2, 4, 4\)"):
+        figures.image_grid(x[:, :2])
+
+
+def test_scatter_shows_clouds_on_one_scale():
+    clouds = {"a": torch.randn(50, 2), "b": 3 * torch.ones(1, 2), "c": torch.randn(5, 2)}
+    figure = figures.scatter(clouds, ncol=2)
+    panels = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in panels] == ["a", "b", "c"]
+    assert len({ax.get_xlim() + ax.get_ylim() for ax in panels}) == 1
+    assert panels[0].get_xlim()[1] >= 3
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 2), (7, 3)])
+def test_trajectories_draw_a_line_a_sample(shape):
+    figure = figures.trajectories(torch.randn(shape), torch.linspace(0, 1, 7))
+    assert len(figure.axes[0].lines) == 3
+    plt.close(figure)
+
+
+def test_trajectories_refuse_other_shapes():
+    with pytest.raises(ValueError, match=r"\(7, 3, 5\)"):
+        figures.trajectories(torch.randn(7, 3, 5))
+
+
+def test_colours_carry_on_white_and_on_the_dark_page():
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    for colour in figures.COLOURS:
+        assert luminance("#ffffff") / luminance(colour) >= 3
+        assert luminance(colour) / luminance("#121212") >= 3
+
+
+def test_show_source_is_the_file_without_the_docstring(shown):
+    figures.show_source(rng.generator, rng.Share)
+    text = shown[0].data
+    assert "diffbook_lib.rng.generator" in text and "diffbook_lib/rng.py" in text
+    assert "```python\ndef generator(" in text and '"""' not in text
+    assert "@dataclass(frozen=True)\nclass Share:\n    generator" in shown[1].data
+
+
+def test_show_source_can_keep_the_docstring(shown):
+    figures.show_source(rng.generator, docstring=True)
+    assert "Raises ValueError" in shown[0].data
+
+
+def test_show_source_of_a_method_is_dedented(shown):
+    figures.show_source(figures.Figure.savefig)
+    assert "```python\ndef savefig(" in shown[0].data

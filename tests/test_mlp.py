@@ -1,0 +1,68 @@
+"""The residual perceptron: shapes, its start at zero, and that it learns and sees the noise."""
+
+import pytest
+import torch
+
+from diffbook_lib import rng
+from diffbook_lib.nets.mlp import MLP, MLPBlock
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    with rng.seeded(0, "tests"):
+        yield
+
+
+def build(**options):
+    return MLP(4, 2, width=32, **options)
+
+
+def awake(net):
+    """With every parameter away from its starting value."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+@pytest.mark.parametrize("log_noise", [False, True])
+def test_shape_and_start_at_zero(log_noise):
+    out = build(log_noise=log_noise)(torch.randn(5, 4), torch.rand(5) + 0.01)
+    assert torch.equal(out, torch.zeros(5, 2))
+
+
+def test_a_block_is_h_plus_f_of_the_modulated_h():
+    block = awake(MLPBlock(16))
+    h, embedding = torch.randn(3, 16), torch.randn(3, 16)
+    normal = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    modulation = embedding @ block.modulation.weight.T + block.modulation.bias
+    inner = normal * (1 + modulation[:, :16]) + modulation[:, 16:]
+    torch.testing.assert_close(block(h, embedding), h + block.layers(inner))
+
+
+def test_a_fresh_block_is_the_identity():
+    h = torch.randn(3, 16)
+    assert torch.equal(MLPBlock(16)(h, torch.randn(3, 16)), h)
+
+
+def test_rows_are_independent_and_see_their_own_noise():
+    net, x, noise = awake(build()), torch.randn(4, 4), torch.rand(4)
+    out = net(x, noise)
+    torch.testing.assert_close(net(x[2:3], noise[2:3]), out[2:3])
+    changed = (net(x, noise + torch.tensor([0, 0, 0.5, 0])) != out).any(dim=1)
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_every_parameter_gets_a_gradient():
+    net = awake(build(depth=2))
+    net(torch.randn(8, 4), torch.rand(8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_depth_counts_blocks():
+    assert [len(build(depth=d).blocks) for d in (0, 2, 5)] == [0, 2, 5]
+
+
+def test_a_label_is_refused():
+    with pytest.raises(ValueError, match="takes no class label"):
+        build()(torch.randn(2, 4), torch.rand(2), torch.zeros(2, dtype=torch.int64))
