@@ -17,6 +17,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
         except (ValueError, RuntimeError, OSError) as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ValueError) else 1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffbook_lib import jobs, presets
+from diffbook_lib import presets
 from diffbook_lib.presets import PresetError, RunSpec
 
 # Dense peak in TFLOP/s from NVIDIA's data sheets: bf16 on tensor cores, fp32 without them.
@@ -113,7 +113,7 @@ def estimate(
 def network(spec: RunSpec) -> tuple[nn.Module, tuple[Any, ...]]:
     """The network of a run and the inputs of one sample, on the meta device."""
     with torch.device("meta"):
-        made = jobs.build(spec, "network")
+        made = presets.build(spec, "network")
     try:
         return made["net"], made["example"]
     except KeyError as error:

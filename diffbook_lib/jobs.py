@@ -21,7 +21,6 @@ __all__ = [
     "Plan",
     "RunFailed",
     "Submission",
-    "build",
     "check_data",
     "notebook_path",
     "prepare",
@@ -94,7 +93,7 @@ def prepare(
 
 def check_data(spec: RunSpec) -> None:
     """Raise ValueError unless the data of a run can be had and fill a batch."""
-    size = build(spec, "data")["dataset"].size
+    size = presets.build(spec, "data")["dataset"].size
     if spec.batch > size:
         raise PresetError(
             f"batch is {spec.batch}, but {spec.dataset} has {size} samples; it must be at most that"
@@ -180,27 +179,12 @@ def _execute(plan: Plan) -> None:
             partial.replace(plan.folder / "notebook.ipynb")
 
 
-def build(spec: RunSpec, tag: str = "build") -> dict[str, Any]:
-    """What the cells of the method's run notebook that carry `tag` define for a specification.
-
-    The cells are the repository's own code; they find the specification under the name `spec`.
-    """
-    notebook = notebook_path(spec.method)
-    cells = presets.tagged_cells(notebook, tag)
-    if not cells:
-        raise PresetError(f"{notebook} has no cell tagged {tag!r}")
-    namespace: dict[str, Any] = {"__name__": f"nbs.{spec.method}", "spec": spec}
-    for number, source in enumerate(cells, 1):
-        exec(compile(source, f"{notebook.name}, {tag} cell {number}", "exec"), namespace)
-    return namespace
-
-
 def train_folder(folder: str | Path) -> None:
     """Train the run of a folder that holds spec.json; under torchrun, one of its processes."""
     from diffbook_lib import train
 
     spec = records.read_spec(folder)
-    made = build(spec)
+    made = presets.build(spec)
     missing = [name for name in ("net", "loss", "dataset") if name not in made]
     if missing:
         raise PresetError(

@@ -57,6 +57,9 @@ class RunSpec(BaseModel):
     preset: Name = Field(description="name of the preset the run started from")
     seed: int = Field(0, ge=0, description="key of every random number of the run")
     dataset: str = Field(description="name given to data.load")
+    allow_partial: bool = Field(
+        False, description="accept files that are only a part of the published data"
+    )
     steps: Count = Field(description="optimiser steps")
     batch: Count = Field(description="samples a step, over all processes")
     accumulate: Count = Field(1, description="micro batches a step in each process")
@@ -106,9 +109,6 @@ class CLDSpec(RunSpec):
     eps_num: float = Field(1e-6, ge=0, description="added to the kernel's two variances")
     loss_eps: float = Field(1e-5, gt=0, lt=1, description="smallest time of the loss")
     mixed_score: bool = Field(description="learn the departure from the Gaussian velocity score")
-    weighting: Literal["reweightedv2"] = Field(
-        "reweightedv2", description="weight of the loss in time"
-    )
     network: Literal["mlp", "unet"] = Field(description="mlp for vectors, unet for images")
     width: Count = Field(64, description="mlp: units of a layer")
     depth: Count = Field(3, description="mlp: residual blocks")
@@ -249,6 +249,21 @@ def tagged_cells(notebook: Path, tag: str) -> list[str]:
         for cell in cells
         if cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", [])
     ]
+
+
+def build(spec: RunSpec, tag: str = "build") -> dict[str, Any]:
+    """What the cells of the method's run notebook that carry `tag` define for a specification.
+
+    They are the repository's own code, executed here; they find the specification as `spec`.
+    """
+    notebook = notebook_path(spec.method)
+    cells = tagged_cells(notebook, tag)
+    if not cells:
+        raise PresetError(f"{notebook} has no cell tagged {tag!r}")
+    namespace: dict[str, Any] = {"__name__": f"nbs.{spec.method}", "spec": spec}
+    for number, source in enumerate(cells, 1):
+        exec(compile(source, f"{notebook.name}, {tag} cell {number}", "exec"), namespace)
+    return namespace
 
 
 def defaults(notebook: Path) -> dict[str, Any]:

@@ -5,13 +5,11 @@ dropout are keyed, so a run killed at any moment ends with the bits of an undist
 several processes train on what one would.
 """
 
-import json
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,12 +19,17 @@ from torch import Tensor, nn
 
 from diffbook_lib import checkpoint, rng
 from diffbook_lib.ema import EMA
+from diffbook_lib.journal import Log, Progress, watch
 
 if TYPE_CHECKING:
     from diffbook_lib.data import Dataset
     from diffbook_lib.presets import RunSpec
 
 Loss = Callable[..., Tensor]  # loss(net, batch, generator) -> (batch,)
+
+
+__all__ = ["Progress", "Stateful", "Trainer", "TrainingDiverged", "averaged", "learning_rate"]
+__all__ += ["train", "watch"]
 
 
 class TrainingDiverged(ValueError):
@@ -39,21 +42,6 @@ class Stateful(Protocol):
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor], /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. Loss and gradient norm (before clipping) are means over the steps since
-    the event before; seconds is the time spent training, over all starts of the run."""
-
-    step: int
-    samples: int
-    loss: float
-    lr: float
-    grad_norm: float
-    samples_per_second: float
-    seconds: float
-    resumed: bool = False  # restored from a checkpoint rather than just trained
 
 
 def learning_rate(step: int, spec: "RunSpec") -> float:
@@ -72,7 +60,7 @@ def learning_rate(step: int, spec: "RunSpec") -> float:
             course = max(step - 1 - warmup, 0) / max(spec.steps - warmup, 1)
             return rate * (1 + math.cos(math.pi * course)) / 2
         case "inverse-sqrt":
-            reference = getattr(spec, "reference_steps", 0) or max(warmup, 1)
+            reference = spec.reference_steps or max(warmup, 1)
             return rate / math.sqrt(max(step / reference, 1))
     raise ValueError(
         f"unknown schedule {spec.schedule!r}; schedules: constant, cosine, inverse-sqrt"
@@ -294,69 +282,6 @@ class BFloat16(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             result = self.net(x, *arguments, **named)
         return convert_to_fp32(result)
-
-
-class Log:
-    """metrics.jsonl in a run folder, one JSON object a line, and the same for TensorBoard."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        self._forget_after(step)
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.board.close()
-
-    def __call__(self, progress: Progress) -> None:
-        numbers = asdict(progress)
-        del numbers["resumed"]
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(numbers) + "\n")
-            for name in ("loss", "lr", "grad_norm", "samples_per_second"):
-                self.board.add_scalar(name, numbers[name], progress.step)
-        except OSError as error:
-            raise checkpoint.CheckpointError(
-                f"{self.path} could not be written: {error.strerror}. The checkpoints are as they "
-                "were. Make room on that disk and start the same run again."
-            ) from error
-
-    def _forget_after(self, step: int) -> None:
-        """Drop lines of steps that will be trained again, and report those that are no JSON."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        kept = []
-        for number, line in enumerate(lines, 1):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                warnings.warn(
-                    f"{self.path}: line {number} is damaged and dropped: {line[:60]!r}",
-                    stacklevel=2,
-                )
-        if kept != lines:
-            checkpoint.atomic_write(self.path, b"".join(line + b"\n" for line in kept))
-
-
-def watch(events: Iterable[Progress], spec: "RunSpec") -> Progress:
-    """Drive a training with a progress bar (one bar for all processes); returns the last event."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=spec.steps, unit="step", disable=os.environ.get("RANK", "0") != "0") as bar:
-        for last in events:
-            if last.resumed:
-                bar.initial = bar.n = bar.last_print_n = last.step
-            bar.update(last.step - bar.n)
-            if last.step == spec.steps:
-                bar.set_description("complete", refresh=False)
-            bar.set_postfix_str(f"loss {last.loss:.4g}, {last.samples_per_second:,.0f} samples/s")
-    return last
 
 
 def averaged(net: nn.Module, folder: Path) -> nn.Module:

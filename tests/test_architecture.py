@@ -26,6 +26,7 @@ LAYERS = {
     "checkpoint": 5,
     "presets": 5,
     "records": 6,
+    "journal": 6,
     "train": 7,
     "metrics": 7,
     "results": 7,

@@ -5,14 +5,16 @@ coefficients off unit inputs: means, covariances and orders come without Monte C
 """
 
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
+from torch.autograd.functional import jacobian
 from torch.distributions import MultivariateNormal
 
 from diffbook_lib import cld, exact, rng
@@ -61,6 +63,12 @@ def drift_matrix(process, sign=1.0):
     return f64([0, sign / process.M], [-sign, -process.friction / process.M])
 
 
+def precise_flow(process, B, sign=1.0):
+    """exp(A B) by mpmath, in its current precision."""
+    M, B = mpmath.mpf(process.M), mpmath.mpf(B)
+    return mpmath.expm(B * mpmath.matrix([[0, sign / M], [-sign, -process.friction / M]]))
+
+
 def diffusion_matrix(process):
     return f64([0, 0], [0, 2 * process.friction])
 
@@ -69,8 +77,8 @@ def stationary(process):
     return f64([1, 0], [0, process.M])
 
 
-def covariance_path(process, start, times, sign=1.0):
-    """Sigma at increasing times by integrating dSigma = beta (A Sigma + Sigma A^T + noise) dt."""
+def integrated_covariance(process, start, t, sign=1.0):
+    """Sigma at t by integrating dSigma = beta (A Sigma + Sigma A^T + noise) dt."""
     A, noise = drift_matrix(process, sign).numpy(), diffusion_matrix(process).numpy()
 
     def slope(t, flat):
@@ -78,10 +86,8 @@ def covariance_path(process, start, times, sign=1.0):
         beta = process.beta0 + process.beta1 * t
         return (beta * (A @ sigma + sigma @ A.T + noise)).ravel()
 
-    path = solve_ivp(
-        slope, (0, times[-1]), start.ravel(), t_eval=times, method="DOP853", rtol=1e-12, atol=1e-14
-    )
-    return torch.from_numpy(path.y.T.reshape(-1, 2, 2).copy())
+    path = solve_ivp(slope, (0, t), start.ravel(), method="DOP853", rtol=1e-12, atol=1e-14)
+    return torch.from_numpy(path.y[:, -1].reshape(2, 2))
 
 
 def probe(step, draws):
@@ -112,6 +118,7 @@ def test_flow_is_the_matrix_exponential(process, sign):
         close(square(process.flow(f64(B), sign)), expected)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     M=st.floats(0.05, 4),
     damping=st.floats(0.05, 20),
@@ -129,12 +136,11 @@ def test_flows_compose(M, damping, a, b):
 def test_flow_solves_the_forward_sde(process):
     """dF/dB = A F, and the noise covariance grows by A Q + Q A^T + diag(0, 2 Gamma)."""
     A, noise = drift_matrix(process), diffusion_matrix(process)
-    for B in (f64(0.0), f64(0.01), f64(0.8)):
-        flow, flow_slope = torch.autograd.functional.jvp(process.flow, B, torch.ones_like(B))
-        close(square(flow_slope), A @ square(flow), rtol=1e-10, atol=1e-10)
-        both = torch.autograd.functional.jvp(process.noise_covariance, B, torch.ones_like(B))
-        Q, Q_slope = (square(Covariance(*entries)) for entries in both)
-        close(Q_slope, A @ Q + Q @ A.T + noise, rtol=1e-9, atol=1e-9)
+    for B in f64(0.0, 0.01, 0.8):
+        slope = square(jacobian(process.flow, B))
+        close(slope, A @ square(process.flow(B)), rtol=1e-10, atol=1e-10)
+        Q, slope = process.noise_covariance(B), Covariance(*jacobian(process.noise_covariance, B))
+        close(square(slope), A @ square(Q) + square(Q) @ A.T + noise, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("process", [CLD(beta0=0.1, beta1=6.9), HEAVY])
@@ -150,25 +156,21 @@ def test_noise_covariance_in_high_precision(process, sign):
     """D - F D F^T in 60 digits, where the cancellation at small B does not matter."""
     for B in B_VALUES:
         with mpmath.workdps(60):
-            A = mpmath.matrix(drift_matrix(process, sign).tolist())
-            F, D = mpmath.expm(A * mpmath.mpf(B)), mpmath.diag([1, mpmath.mpf(process.M)])
-            expected = D - F * D * F.T
-            # A holds rounded numbers: D is stationary for those of its own noise, not 2 Gamma
-            expected = [float(expected[0, 0]), float(expected[0, 1]), float(expected[1, 1])]
-        actual = torch.stack([*process.noise_covariance(f64(B)[0], sign)])
-        close(actual[[0, 2]], [expected[0], expected[2]], atol=0)
-        close(actual[1], expected[1], atol=1e-15 * min(1, B))
+            F, D = precise_flow(process, B, sign), mpmath.diag([1, mpmath.mpf(process.M)])
+            expected = f64(*(D - F * D * F.T)).reshape(2, 2)
+        close(square(process.noise_covariance(f64(B), sign)), expected, rtol=1e-12, atol=1e-15)
+        if B < 0.1:  # no absolute slack: the determinant lives on relative accuracy
+            close(square(process.noise_covariance(f64(B), sign)), expected, rtol=1e-12, atol=0)
 
 
 @processes
 @pytest.mark.parametrize("var_x, var_v", [(0.0, None), (0.0, 0.0), (0.3, 0.07), (1.0, 2.0)])
 def test_covariance_against_integration(process, var_x, var_v):
-    times = np.array([0.003, 0.05, 0.2, 0.6, 1.0])
     var_start = process.gamma * process.M if var_v is None else var_v
-    expected = covariance_path(process, np.diag([var_x, var_start]), times)
-    for t, sigma in zip(times, expected, strict=True):
+    for t in (0.003, 0.1, 1.0):
+        expected = integrated_covariance(process, np.diag([var_x, var_start]), t)
         actual = square(process.covariance(f64(t), var_x, var_v))
-        close(actual - process.eps_num * torch.eye(2), sigma, rtol=1e-9, atol=1e-11)
+        close(actual - process.eps_num * torch.eye(2), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_eps_num_is_added_to_both_variances_only():
@@ -282,13 +284,17 @@ def test_the_overdamped_limit_is_the_variance_preserving_process():
     assert math.log(gaps[0] / gaps[2]) / math.log(10) == pytest.approx(2, abs=0.1)
 
 
-@pytest.mark.parametrize("friction", [100.0, 1000.0])
+CANCELS = pytest.mark.xfail(
+    strict=True, reason="the slower rate, m + root, is a difference of two large numbers"
+)
+
+
+@pytest.mark.parametrize("friction", [100.0, pytest.param(1000.0, marks=CANCELS)])
 def test_flow_of_a_strongly_damped_process_keeps_its_digits(friction):
     process, B = CLD(Gamma=friction), f64(friction)
     with mpmath.workdps(60):
-        F = mpmath.expm(mpmath.matrix(drift_matrix(process).tolist()) * mpmath.mpf(float(B)))
-        expected = [float(F[i]) for i in range(4)]
-    close(square(process.flow(B)).flatten(), expected, rtol=1e-8, atol=1e-12)
+        expected = f64(*precise_flow(process, friction)).reshape(2, 2)
+    close(square(process.flow(B)), expected, rtol=1e-11, atol=1e-14)
 
 
 # Exact marginals.
@@ -305,7 +311,7 @@ DATA = exact.GaussianMixture(
 def test_marginal_by_matrix_exponential_and_integration(process, t):
     marginal = process.marginal(DATA, t)
     F = torch.linalg.matrix_exp(drift_matrix(process) * process.B(f64(t)))
-    added = covariance_path(process, np.zeros((2, 2)), [t])[0] if t else torch.zeros(2, 2)
+    added = integrated_covariance(process, np.zeros((2, 2)), t)
     flow, added = torch.kron(F, torch.eye(2)), torch.kron(added, torch.eye(2))
     rest = process.gamma * process.M * torch.eye(2).double()
     for k in range(2):
@@ -347,7 +353,7 @@ def test_exact_score_is_minus_ell_times_the_expected_noise(process):
     """The one dimensional regression target: E[e_v | x, v] for Gaussian data."""
     s2, t = 0.3, f64(0.2)
     data = exact.Gaussian(f64(0), f64([s2]))
-    process = CLD(process.M, process.Gamma, process.beta0, process.beta1, process.gamma, eps_num=0)
+    process = replace(process, eps_num=0)
     F, L = square(process.flow(process.B(t))), square(cld.cholesky(process.covariance(t)))
     joint = torch.cat([s2**0.5 * F[:, :1], L], dim=1)  # (x, v) over the units (x0, e_x, e_v)
     expected_noise = joint[:, 2] @ torch.linalg.inv(joint @ joint.T)  # times (x, v)
@@ -359,14 +365,10 @@ def test_exact_score_is_minus_ell_times_the_expected_noise(process):
 # The learning problem.
 
 
-def fixed(u, noise):
+def fix_draws(monkeypatch, u, noise):
     """Replaces the draws of the loss: u (batch,) for times, noise (batch, 2, ...)."""
-
-    def patch(monkeypatch):
-        monkeypatch.setattr(rng, "uniform", lambda shape, source, dtype: u)
-        monkeypatch.setattr(rng, "normal", lambda shape, source, dtype: noise)
-
-    return patch
+    monkeypatch.setattr(rng, "uniform", lambda shape, source, dtype: u)
+    monkeypatch.setattr(rng, "normal", lambda shape, source, dtype: noise)
 
 
 def sine_net(u, t, label=None):
@@ -376,9 +378,9 @@ def sine_net(u, t, label=None):
 @processes
 @pytest.mark.parametrize("mixed", [True, False])
 def test_loss_by_hand(process, mixed, monkeypatch):
-    process = CLD(process.M, process.Gamma, process.beta0, process.beta1, mixed_score=mixed)
+    process = replace(process, mixed_score=mixed)
     u, x0, noise = f64(0.03, 0.9), randn(2, 3), randn(2, 2, 3, seed=1)
-    fixed(u, noise)(monkeypatch)
+    fix_draws(monkeypatch, u, noise)
     for i, loss in enumerate(process.loss(sine_net, x0, rng.generator(0, "loss"))):
         t = 1e-5 + (1 - 1e-5) * u[i]
         F, sigma = square(process.flow(process.B(t))), square(process.covariance(t))
@@ -418,7 +420,7 @@ def test_the_exact_score_minimises_the_loss(mixed, u, monkeypatch):
     process, n = CLD(eps_num=0, mixed_score=mixed), 20_000
     data = exact.GaussianMixture.grid(std=0.2)
     x0 = data.sample(n, torch.Generator().manual_seed(0))
-    fixed(torch.full((n,), u, dtype=torch.float64), randn(n, 2, 2, seed=1))(monkeypatch)
+    fix_draws(monkeypatch, torch.full((n,), u).double(), randn(n, 2, 2, seed=1))
     score = process.exact_score(data)
 
     def net(change):
@@ -451,9 +453,7 @@ def test_mixed_score_adds_the_score_of_a_gaussian_velocity(process):
     out = randn(3, 2, seed=2)
     score = process.score(lambda u, t, label: out)(state, t)
     close(score, -state.v / vv - ell * out, rtol=1e-10)
-    plain = CLD(
-        process.M, process.Gamma, process.beta0, process.beta1, process.gamma, mixed_score=False
-    )
+    plain = replace(process, mixed_score=False)
     close(plain.score(lambda u, t, label: out)(state, t), -ell * out, rtol=1e-10)
 
 
@@ -530,7 +530,7 @@ def test_half_step_solves_its_part_of_the_splitting(process):
     _, F, L = probe(half(process, start, end), 2)
     close(F, torch.linalg.matrix_exp(drift_matrix(process, -1.0) * B))
     unit = CLD(process.M, process.Gamma, beta0=1.0)
-    added = covariance_path(unit, np.zeros((2, 2)), [B], sign=-1.0)[0]
+    added = integrated_covariance(unit, np.zeros((2, 2)), B, sign=-1.0)
     close(L @ L.T, added, rtol=1e-9, atol=1e-11)
 
 
@@ -564,6 +564,17 @@ def test_the_two_parts_add_up_to_the_reverse_sde(process):
     drift = process.reverse_drift(score, state, torch.full((4,), t, dtype=torch.float64))
     close((after.x - state.x) / h, drift.x, rtol=0, atol=1e-2)
     close((after.v - state.v) / h, drift.v, rtol=0, atol=1e-2)
+
+
+@processes
+def test_sscs_covers_the_whole_interval(process):
+    """With the score -v/M, at which S does nothing, a step is one exact solution of A."""
+    score = lambda state, t: -state.v / process.M
+    step = lambda state, noise: next(cld.sscs(process, score, state, f64(0.9, 0.2), noise))
+    _, F, L = probe(step, 4)
+    _, F_whole, L_whole = probe(half(process, 0.9, 0.2), 2)
+    close(F, F_whole)
+    close(L @ L.T, L_whole @ L_whole.T)
 
 
 # Samplers.
@@ -600,30 +611,45 @@ def test_time_grid_refuses(arguments, named):
 SAMPLERS = {cld.euler_maruyama: 1, cld.sscs: 4}  # noise draws a step
 
 
-def end_of_sampling(sampler, process, data, times):
-    """Exact mean and covariance before the last drift, starting from the exact law at t = 1."""
+def gaussian_score(process, mean, variance):
+    """As `process.exact_score` for data N(mean, variance), written out for speed."""
+    process = replace(process, eps_num=0)
 
-    def walk(state, noise):
-        return list(sampler(process, process.exact_score(data), state, times, noise))[-2]
+    def score(state, t):
+        F, sigma = process.flow(process.B(t[0])), process.covariance(t[0], var_x=variance)
+        pull = sigma.xx * (state.v - F.vx * mean) - sigma.xv * (state.x - F.xx * mean)
+        return -pull / (sigma.xx * sigma.vv - sigma.xv**2)
 
-    offset, F, L = probe(walk, SAMPLERS[sampler] * (len(times) - 1))
-    start = process.marginal(data, float(times[0]))
-    return offset + F @ start.means[0], F @ start.covariances[0] @ F.T + L @ L.T
+    return score
+
+
+@processes
+def test_score_of_gaussian_data_two_ways(process):
+    state, t = State(randn(4, 1), randn(4, 1, seed=1)), torch.full((4,), 0.3).double()
+    expected = process.exact_score(exact.Gaussian(f64(0.4), f64([0.3])))(state, t)
+    close(gaussian_score(process, 0.4, 0.3)(state, t), expected, rtol=1e-9)
+
+
+def errors_of_sampling(sampler, process, times):
+    """Of mean and covariance before the last drift, from the exact law at the first time on."""
+    data, score = exact.Gaussian(f64(0.4), f64([0.3])), gaussian_score(process, 0.4, 0.3)
+    first, last = (process.marginal(data, float(t)) for t in times[[0, -1]])
+    mean, covariance = first.means[0], first.covariances[0]
+    for pair in times.unfold(0, 2, 1):
+        step = lambda state, noise: next(sampler(process, score, state, pair, noise))  # noqa: B023
+        offset, F, L = probe(step, SAMPLERS[sampler])
+        mean, covariance = offset + F @ mean, F @ covariance @ F.T + L @ L.T
+    gaps = mean - last.means[0], covariance - last.covariances[0]
+    return [float(gap.abs().max()) for gap in gaps]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.__name__)
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
-@pytest.mark.parametrize("name", ["under", "critical", "heavy", "linear beta"])
+@pytest.mark.parametrize("name", ["critical", "under", "linear beta"])
 def test_order_of_the_samplers(sampler, kind, name):
-    process, data = PROCESSES[name], exact.Gaussian(f64(0.4), f64([0.3]))
-    steps, errors = [100, 200, 400], []
-    for n in steps:
-        times = cld.time_grid(n + 1, kind)
-        mean, covariance = end_of_sampling(sampler, process, data, times)
-        target = process.marginal(data, float(times[-1]))
-        errors.append(
-            [(mean - target.means[0]).abs().max(), (covariance - target.covariances[0]).abs().max()]
-        )
+    steps = [100, 200, 400]
+    grids = [cld.time_grid(n + 1, kind, eps=0.1) for n in steps]
+    errors = [errors_of_sampling(sampler, PROCESSES[name], grid) for grid in grids]
     slopes = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slopes == pytest.approx([1, 1], abs=0.15)
 
@@ -658,7 +684,7 @@ def test_float32_states_follow_float64(sampler):
     def end(dtype):
         noise = lambda i: randn(50, 2, seed=100 + i).to(dtype)
         start = CRITICAL.prior(State(randn(50, 2).to(dtype), randn(50, 2, seed=1).to(dtype)))
-        times = cld.time_grid(1000)
+        times = cld.time_grid(300)
         return run(sampler(CRITICAL, CRITICAL.exact_score(DATA), start, times, noise))
 
     single, double = end(torch.float32), end(torch.float64)

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
 
@@ -77,6 +77,7 @@ def test_ve_is_geometric_and_leaves_the_image_alone(kernel):
     assert torch.equal(kernel.std(TIMES), kernel.sigma(TIMES))
 
 
+@settings(deadline=None, derandomize=True)
 @given(kernel=st.sampled_from(KERNELS), t=st.floats(1e-6, 1))
 def test_time_is_the_inverse_of_sigma(kernel, t):
     t = torch.tensor([t], dtype=torch.float64)
@@ -130,6 +131,7 @@ def test_conversions_follow_the_definitions_both_ways(name):
     close(back(DEFINITIONS[name], X, SIGMA), CLEAN, rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(list(DEFINITIONS)),
     x=st.floats(-10, 10),

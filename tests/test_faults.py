@@ -39,10 +39,11 @@ def loss(net, batch, generator):
     noise = rng.normal(batch.x.shape, generator)
     return (net(batch.x + noise) - batch.x).square().mean(1)
 
-events = train.train(net, loss, dataset, spec, folder)
-for number, event in enumerate(events):
-    if number == 0:
-        print("ready", time.monotonic(), flush=True)
+ready = False
+for event in train.train(net, loss, dataset, spec, folder):
+    if not ready and not event.resumed:
+        print(time.monotonic(), flush=True)
+        ready = True
     if limit and event.step == 2 * every:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 rank = os.environ.get("RANK", "0")
@@ -72,7 +73,7 @@ def start(tmp_path):
 
 
 def finish(process):
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output + errors
 
@@ -100,7 +101,7 @@ def test_killed_at_twenty_random_moments(start, tmp_path):
     size = {"steps": 5000, "every": 20}
     begun = time.monotonic()
     whole = start("whole", **size)
-    ready = float(whole.stdout.readline().split()[1])
+    ready = float(whole.stdout.readline())
     finish(whole)
     starting, training = ready - begun, time.monotonic() - ready
     chance = random.Random(7)
@@ -111,13 +112,13 @@ def test_killed_at_twenty_random_moments(start, tmp_path):
         process = start("killed", **size)
         if moment == "training":
             process.stdout.readline()
-        time.sleep(chance.uniform(0, 1.2 * starting if moment == "starting" else training / 12))
+        time.sleep(chance.uniform(0, 1.2 * starting if moment == "starting" else training / 20))
         process.kill()
         process.communicate()
         assert process.returncode == -9
         saved = checkpoint.newest(tmp_path / "killed" / "checkpoints")
         reached.append(saved.samples if saved else 0)
-    assert reached == sorted(reached) and len(set(reached)) > 8
+    assert reached == sorted(reached) and len(set(reached)) > 6
     assert reached[-1] < 5000 * 8, "the run ended before its last kill: make it longer"
     finish(start("killed", **size))
     assert_same(tmp_path / "killed", tmp_path / "whole")

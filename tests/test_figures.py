@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 from diffbook_lib import figures, rng
+from diffbook_lib.figures import frames, picture, source
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """What figures displays, instead of IPython's display."""
     displayed = []
-    monkeypatch.setattr(figures, "display", displayed.append)
+    for module in (frames, picture, source):
+        monkeypatch.setattr(module, "display", displayed.append)
     yield displayed
     plt.close("all")
 
@@ -38,7 +40,7 @@ def move(values=(1, 2, 5), draw=line, **changes):
     figures.moving(values, draw, **(settings | changes))
 
 
-def picture(tag: str) -> np.ndarray:
+def pixels_of(tag: str) -> np.ndarray:
     """The pixels of an <img> with its own data."""
     data = re.search('data:image/webp;base64,([^"]+)', tag).group(1)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
@@ -50,7 +52,7 @@ def test_show_carries_its_alternative_text_and_a_transparent_ground(shown):
     html = shown[0].data
     assert 'alt="rising &quot;line&quot;"' in html and "A &lt; B" in html
     assert "max-width:100%" in html
-    pixels = picture(html)
+    pixels = pixels_of(html)
     assert pixels.shape[-1] == 4 and pixels[0, 0, 3] == 0
     assert not plt.get_fignums()
 
@@ -72,7 +74,7 @@ def test_rounding_of_the_pixels_cannot_be_seen():
         exact = io.BytesIO()
         figure.savefig(exact, format="png")
     before = np.asarray(Image.open(exact).convert("RGBA")).astype(int)
-    after = np.asarray(Image.open(io.BytesIO(figures._webp(figure))).convert("RGBA")).astype(int)
+    after = np.asarray(Image.open(io.BytesIO(picture.webp(figure))).convert("RGBA")).astype(int)
     opaque = before[..., 3] == 255
     assert np.abs(before - after)[opaque].max() <= 3
     assert np.abs(before - after)[..., 3].max() <= 8
@@ -90,9 +92,9 @@ def test_the_page_has_every_frame_with_its_own_text_and_one_visible(shown, page)
     assert 'data-texts="1.0|2.0|5.0"' in html and "slope &lt;m&gt;" in html
     assert 'type="range"' in html and 'aria-valuetext="2.0"' in html and 'max="2"' in html
     assert not re.search(r"https?://|<link|src=\"(?!data:)", html)
-    frames = [picture(tag) for tag in images]
-    assert all(frame.shape == frames[0].shape for frame in frames)
-    assert not np.array_equal(frames[0], frames[1])
+    pixels = [pixels_of(tag) for tag in images]
+    assert all(frame.shape == pixels[0].shape for frame in pixels)
+    assert not np.array_equal(pixels[0], pixels[1])
 
 
 def test_a_text_for_all_frames_still_names_the_value(shown, page):
@@ -141,7 +143,7 @@ def test_wrong_moving_figures_are_refused(shown, page, changes, message):
 
 
 def test_a_too_heavy_moving_figure_is_refused(shown, page, monkeypatch):
-    monkeypatch.setattr(figures, "MOVING_LIMIT", 1000)
+    monkeypatch.setattr(frames, "LIMIT", 1000)
     with pytest.raises(ValueError, match="fewer values"):
         move()
 
@@ -222,5 +224,5 @@ def test_show_source_can_keep_the_docstring(shown):
 
 
 def test_show_source_of_a_method_is_dedented(shown):
-    figures.show_source(figures.Figure.savefig)
+    figures.show_source(plt.Figure.savefig)
     assert "```python\ndef savefig(" in shown[0].data

@@ -119,6 +119,7 @@ def test_a_failing_cell_is_named(repository):
     assert "so far" in (repository / "runs" / "cld-tiny" / "notebook.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
     miniature.write(tmp_path, train=SLOW)
@@ -151,7 +152,7 @@ def test_failing_processes_are_reported(repository, capsys):
 
 def test_build_needs_the_cells_it_looks_for(repository):
     with pytest.raises(PresetError, match="no cell tagged 'sampling'"):
-        jobs.build(presets.resolve("cld", "tiny"), "sampling")
+        presets.build(presets.resolve("cld", "tiny"), "sampling")
     notebook = repository / "nbs" / "cld.ipynb"
     notebook.write_text(notebook.read_text().replace("def loss(", "def loss_function("))
     run = records.start_run("", presets.resolve("cld", "tiny"))

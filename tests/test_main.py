@@ -38,6 +38,11 @@ def test_values_of_parameters():
         value("[1, 2")
 
 
+def test_help_is_no_error():
+    for arguments in (["--help"], ["run", "-h"], ["--version"]):
+        assert "error" not in call(*arguments)
+
+
 def test_presets_lists_what_can_be_run(repository):
     assert call("presets").splitlines() == [
         "cld          small        A little more",

@@ -136,6 +136,16 @@ def test_dropout_differs_between_steps_and_micro_batches():
     assert len({tuple(mask.tolist()) for mask in masks}) == 4
 
 
+def test_evaluating_the_network_at_an_event_changes_nothing():
+    net, _ = run(dropout=0.2)
+    other = network(0.2)
+    for _ in train.train(other, loss, points(), SPEC):
+        other.eval()
+        torch.manual_seed(5)
+        other(torch.randn(3, 2))
+    assert torch.equal(weights(other), weights(net))
+
+
 @pytest.mark.parametrize("stop", [3, 4, 8, 17, 36])
 def test_leaving_and_coming_back_is_exact(tmp_path, stop):
     """Left at an event, with dropout, into a network that starts elsewhere."""
@@ -284,9 +294,13 @@ def test_bf16_computes_the_network_only():
 
 
 def test_learning_rate_against_written_out_values():
-    def rates(schedule, warmup_steps, **named):
+    def rates(schedule, warmup_steps, reference_steps=0):
         spec = SimpleNamespace(
-            lr=0.8, steps=10, schedule=schedule, warmup_steps=warmup_steps, **named
+            lr=0.8,
+            steps=10,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            reference_steps=reference_steps,
         )
         return [train.learning_rate(step, spec) for step in (1, 2, 4, 5, 7, 10)]
 
@@ -336,4 +350,6 @@ def test_watch_shows_rate_and_end(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = train.watch(train.train(network(), loss, points(), SPEC, tmp_path), SPEC)
-    assert again.resumed and "complete: 100%" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert again.resumed and "complete: 100%" in shown
+    assert "?step/s" in shown.splitlines()[-1]  # nothing was trained, so there is no rate

@@ -5,6 +5,7 @@ refuses a picture without alternative text, and drops scripts that other extensi
 A refusal is a warning, and the book is built with warnings as errors.
 """
 
+import hashlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,7 +93,9 @@ def drop_repeated_scripts(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects the hooks."""
+    """Connects the hooks, and has every page written again when this file changes."""
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    app.add_config_value("diffbook_pages_source", source, "html", [str])
     app.connect("config-inited", set_cache, priority=100)
     app.connect("doctree-resolved", add_cost)
     app.connect("html-page-context", check_pictures)

@@ -61,10 +61,11 @@ def data_folder(folder: str | Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder, such as ~/.cache/diffbook: downloads and decoded pictures."""
+    """The folder DIFFBOOK_CACHE names, else the user's, such as ~/.cache/diffbook: downloads,
+    decoded pictures, trained classifiers."""
     import pooch
 
-    return Path(pooch.os_cache("diffbook"))
+    return Path(os.environ.get("DIFFBOOK_CACHE") or pooch.os_cache("diffbook")).expanduser()
 
 
 @dataclass

@@ -2,8 +2,10 @@
 real examples give: differences smaller than that are noise.
 """
 
-from .classifier import (
+from .classifiers import (
     Classifier,
+    Recipe,
+    cached_classifier,
     class_histogram,
     classifier,
     sure_share,
@@ -18,8 +20,10 @@ __all__ = [
     "Classifier",
     "InceptionMissing",
     "Measurement",
+    "Recipe",
     "bits",
     "bits_per_dim",
+    "cached_classifier",
     "class_histogram",
     "classifier",
     "dequantise",

@@ -1,13 +1,11 @@
 """Measures of point clouds (n, d): two-dimensional samples, features, flattened images."""
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
 from .. import rng
 from ..data import ArrayDataset
-from .inputs import CHUNK, check_cloud, check_images, real_draws, unit_images
+from .inputs import CHUNK, check_cloud, check_images, real_draws, real_means, unit_images
 from .measurement import Measurement, measured, share_error
 
 
@@ -43,11 +41,11 @@ def sliced_wasserstein(
 
 def wasserstein_1d(x: Tensor, y: Tensor) -> Tensor:
     """The area between the distribution functions of x (k, n) and y (k, m), for each row."""
-    x, y = x.sort(dim=1).values, y.sort(dim=1).values
-    both = torch.cat([x, y], dim=1).sort(dim=1).values
-    left, widths = both[:, :-1].contiguous(), both.diff(dim=1)
-    below = [torch.searchsorted(z, left, right=True) / z.shape[1] for z in (x, y)]
-    return ((below[0] - below[1]).abs() * widths).sum(dim=1)
+    n, m = x.shape[1], y.shape[1]
+    jumps = torch.tensor([1 / n] * n + [-1 / m] * m, dtype=torch.float64)
+    both, order = torch.cat([x, y], dim=1).sort(dim=1)
+    gaps = jumps[order].cumsum(dim=1)[:, :-1].abs()
+    return (gaps * both.diff(dim=1)).sum(dim=1)
 
 
 def in_mode(
@@ -70,8 +68,7 @@ def in_mode(
     share, n = inside(x).mean().item(), len(x)
     draws = []
     if reference is not None:
-        real = inside(reference)
-        draws = [real[r].mean().item() for r in real_draws(len(real), n, seed, floor_draws)]
+        draws = real_means(inside(reference), n, seed, floor_draws)
     return measured(
         f"Share of samples within {radius:g} of a mode",
         share,
@@ -142,7 +139,7 @@ def nearest_distance(
 
     distances = nearest(check_images(samples, tuple(unit_images(train).shape[1:])))
     real, n = nearest(check_images(unit_images(held_out))).cpu(), len(samples)
-    draws = [real[rows].mean().item() for rows in real_draws(len(real), n, seed, floor_draws)]
+    draws = real_means(real, n, seed, floor_draws)
     return measured(
         "Distance to the nearest training image",
         distances.mean().item(),

@@ -1,5 +1,6 @@
 """The Fréchet distance (Heusel et al. 2017, arXiv 1706.08500) on features of one's choice."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,14 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ArrayDataset, to_levels
+from ..data.archives import Published, Store, data_folder
 from .inputs import check_cloud, check_images, in_chunks, real_draws, unit_images
 from .measurement import Measurement, measured
 
 Features = Callable[[Tensor], Tensor]
+WEIGHTS = Published(
+    "weights-inception-2015-12-05-6726825d.pth",
+    "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    (
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+    ),
+)
 
 
 class InceptionMissing(ValueError):
-    """The Inception network or its weights are not at hand."""
+    """The package with the Inception network is not installed."""
 
 
 def frechet_distance(
@@ -64,31 +74,29 @@ def gaussian_distance(x: Tensor, y: Tensor) -> float:
     distance = FrechetInceptionDistance(feature=given)
     distance.update(check_cloud(x, "features").double(), real=False)
     distance.update(check_cloud(y, "features").double(), real=True)
-    return distance.compute().item()
+    return max(0.0, distance.compute().item())  # rounding can end below 0
 
 
-def inception(weights: str | Path | None = None, device: str | torch.device = "cpu") -> Features:
-    """The 2048 features of torch-fidelity's Inception for colour images: (n, 3, h, w) -> (n, 2048).
+def inception(device: str | torch.device = "cpu", folder: str | Path | None = None) -> Features:
+    """The 2048 features of the original Inception for colour images: (n, 3, h, w) -> (n, 2048).
 
-    weights: the file pt_inception-2015-12-05-6726825d.pth, if it is not to be downloaded.
-    Raises InceptionMissing where the extra `inception` is not installed or the weights cannot be
-    had.
+    The weights are downloaded at first use; `folder` is where data are, as in `data.load`.
+    Raises InceptionMissing without the extra `inception`, and MissingDataError or ChecksumError
+    where the weights cannot be had.
     """
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    path = None if weights is None else str(weights)
     try:
-        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        importlib.import_module("torch_fidelity")
     except ModuleNotFoundError as error:
         raise InceptionMissing(
-            "Inception features need torch-fidelity: pip install 'diffbook_lib[inception]'"
+            f"Inception features need the package {error.name}: install the library with its "
+            "extra, pip install 'diffbook_lib[inception]', or use features of your own"
         ) from error
-    except OSError as error:
-        raise InceptionMissing(
-            f"the weights of Inception could not be had ({error}). On a machine with internet "
-            "download https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth and give its path: inception(weights=...)"
-        ) from error
+    weights = Store(data_folder(folder)).get("inception", WEIGHTS).path
+    # antialias=False is the resizing of published distances
+    net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights), antialias=False)
+    net = net.to(device)
 
     def features(x: Tensor) -> Tensor:
         if x.shape[1] != 3:

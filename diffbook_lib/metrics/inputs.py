@@ -21,9 +21,9 @@ def check_images(images: Tensor, shape: tuple[int, ...] | None = None) -> Tensor
 
     Raises ValueError for another shape, fewer than two of them, or values that are not finite.
     """
-    wanted = "(n, channels, height, width)" if shape is None else f"(n, {', '.join(map(str, shape))})"
     if images.ndim != 4 or shape not in (None, tuple(images.shape[1:])):
-        raise ValueError(f"images have the shape {tuple(images.shape)}; it must be {wanted}")
+        wanted = ", ".join(map(str, shape or ("channels", "height", "width")))
+        raise ValueError(f"images have the shape {tuple(images.shape)}; it must be (n, {wanted})")
     return check_cloud(images, "images").clamp(-1, 1)
 
 
@@ -51,7 +51,14 @@ def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(chunk).to("cpu", torch.float64) for chunk in images.split(CHUNK)])
 
 
-def real_draws(size: int, n: int, seed: int, draws: int, purpose: str = "floor") -> Iterator[Tensor]:
+def real_draws(
+    size: int, n: int, seed: int, draws: int, purpose: str = "floor"
+) -> Iterator[Tensor]:
     """Rows of n examples drawn with replacement from `size` real ones, `draws` times."""
     for draw in range(draws):
         yield rng.integers(size, (n,), rng.generator(seed, purpose, draw))
+
+
+def real_means(values: Tensor, n: int, seed: int, draws: int) -> list[float]:
+    """The means over each of the `real_draws` of a value that each real example has."""
+    return [values[rows].mean().item() for rows in real_draws(len(values), n, seed, draws)]

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from .. import rng
@@ -20,7 +19,7 @@ def dequantise(images: Tensor, source: rng.Source, levels: int = 256) -> Tensor:
     if images.is_floating_point():
         raise ValueError(f"images are of type {images.dtype}; dequantise takes integer levels")
     noise = rng.uniform(images.shape, source) - 0.5
-    return to_unit(images.to(source_device(source)) + noise, levels)
+    return to_unit(images + noise, levels)
 
 
 def bits(log_density: Tensor, dims: int, levels: int | None = 256) -> Tensor:

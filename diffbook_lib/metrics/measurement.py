@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Better = Literal["lower", "higher", "equal"]
+INSIDE = {
+    "lower": "inside the floor: noise",
+    "higher": "as high as in real data",
+    "equal": "as in real data",
+}
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,16 @@ class Measurement:
         return {name: value for name, value in asdict(self).items() if name != "better"}
 
     def __str__(self) -> str:
-        error = self.details.get("standard_error")
-        low, high = self.floor_range or (None, None)
-        digits = _decimals(self.value if error is None else error, low, high)
+        error, floor = self.details.get("standard_error"), self.floor_range
+        digits = _decimals(self.value, error, *(floor or ()))
+        value = f"{self.value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
         parts = [f"n = {self.samples}"]
-        if low is not None and high is not None:
+        if floor:
             word = "floor" if self.better == "lower" else "real"
-            parts.append(f"{word} {low:.{digits}f}–{high:.{digits}f}")
+            parts.append(f"{word} {floor[0]:.{digits}f}–{floor[1]:.{digits}f}")
         if self.seed is not None:
             parts.append(f"seed {self.seed}")
-        value = f"{self.value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-        verdict = ", inside the floor: noise" if self.inside_floor else ""
+        verdict = f", {INSIDE[self.better]}" if self.inside_floor else ""
         return f"{self.name} {value} ({', '.join(parts)}){verdict}"
 
 
@@ -84,7 +88,13 @@ def share_error(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _decimals(*values: float | None) -> int:
-    """Decimals that show the smallest value, if not 0, with two significant digits."""
-    sizes = [abs(value) for value in values if value]
-    return min(6, max(0, 1 - math.floor(math.log10(min(sizes))))) if sizes else 1
+def _decimals(value: float, error: float | None, *floor: float) -> int:
+    """Decimals that show two digits of the smallest number, one of an error or of a difference."""
+    sizes = [
+        value / 10,
+        *(end / 10 for end in floor),
+        error or 0,
+        max(floor, default=0) - min(floor, default=0),
+    ]
+    finest = min((abs(size) for size in sizes if size), default=1)
+    return min(6, max(0, -math.floor(math.log10(finest))))

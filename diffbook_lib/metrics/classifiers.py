@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 
 from .. import checkpoint, data, rng
 from ..data import ArrayDataset
-from .inputs import check_images, in_chunks, real_draws, unit_images
+from .inputs import check_images, in_chunks, real_means, unit_images
 from .measurement import Measurement, measured, share_error
 
 FEATURES = 32
@@ -77,9 +75,9 @@ def classifier(
 ) -> Classifier:
     """The trained classifier of the data set `name`: "digits", "mnist" or "fashion-mnist".
 
-    Trained on the CPU at first use (seconds for the digits, minutes for the others), then kept
-    in the folder that DIFFBOOK_CACHE names, else in the user's cache. A damaged file there is
-    reported and the classifier trained anew. `options` go to `data.load`.
+    Trained on the CPU at first use (seconds for the digits, one or two minutes for the others),
+    then kept in the folder that DIFFBOOK_CACHE names, else in the user's cache. A damaged file
+    there is reported and the classifier trained anew. `options` go to `data.load`.
     Raises ValueError for another name, and what `data.load` raises.
     """
     if name not in RECIPES:
@@ -97,7 +95,9 @@ def cached_classifier(
 ) -> Classifier:
     """`train_classifier`, kept in the cache under a name made of data, recipe and seed."""
     key = _digest(train, test, json.dumps([asdict(recipe), seed]))
-    file = checkpoint.file(_cache() / "classifiers" / f"{train.name}-{key}", recipe.epochs)
+    file = checkpoint.file(
+        data.archives.cache_folder() / "classifiers" / f"{train.name}-{key}", recipe.epochs
+    )
     net = Classifier(train.shape, train.classes)
     if file.exists():
         try:
@@ -118,6 +118,7 @@ def train_classifier(
     """A classifier trained on `train`; its accuracy is measured on `test`."""
     from tqdm.auto import tqdm
 
+    truth = _labels(test)
     with rng.seeded(seed, "classifier"):
         net = Classifier(train.shape, train.classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
@@ -126,14 +127,14 @@ def train_classifier(
     for step in tqdm(range(steps), f"classifier of {train.name}", leave=False, delay=2):
         x, label = train.batch(seed, step, recipe.batch)
         noise = rng.normal(x.shape, rng.generator(seed, "classifier/noise", step))
-        loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)
+        loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)  # type: ignore[arg-type]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     net.eval()
     guess = in_chunks(net, unit_images(test)).argmax(dim=1)
-    net.accuracy = (guess == test.labels).double().mean().item()
+    net.accuracy = guess.eq(truth).double().mean().item()
     return net
 
 
@@ -157,7 +158,7 @@ def sure_share(
         return (in_chunks(net, images).softmax(dim=1).amax(dim=1) > threshold).double()
 
     share, sure_real, n = sure(samples).mean().item(), sure(real), len(samples)
-    draws = [sure_real[rows].mean().item() for rows in real_draws(len(real), n, seed, floor_draws)]
+    draws = real_means(sure_real, n, seed, floor_draws)
     return measured(
         f"Share of samples classified with more than {threshold:g}",
         share,
@@ -177,17 +178,18 @@ def class_histogram(samples: Tensor, net: Classifier) -> Tensor:
     return torch.bincount(guess, minlength=len(net.classes))
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("DIFFBOOK_CACHE") or data.archives.cache_folder()).expanduser()
+def _labels(dataset: ArrayDataset) -> Tensor:
+    if dataset.labels is None:
+        raise ValueError(f"data set {dataset.name!r} has no labels, so no classifier learns it")
+    return dataset.labels.cpu()
 
 
-@lru_cache(maxsize=8)
 def _digest(train: ArrayDataset, test: ArrayDataset, text: str) -> str:
     """16 hexadecimal digits that change with the data or the text."""
     digest = hashlib.sha256(text.encode())
     for part in (train, test):
-        for tensor in (part.images, part.labels):
-            digest.update(tensor.cpu().contiguous().numpy().data)  # type: ignore[union-attr]
+        for tensor in (part.images, _labels(part)):
+            digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 

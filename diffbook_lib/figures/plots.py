@@ -1,0 +1,90 @@
+"""The pictures that chapters share: grids of images, point clouds, paths."""
+
+import math
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .picture import COLOURS, INK
+
+
+def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = 6.4) -> Figure:
+    """Images (n, 1 or 3, height, width) in [-1, 1] as one picture, row by row, `ncol` in a row.
+
+    Draws into `ax`, or into a new figure of `width` inches.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"images are (n, 1 or 3, height, width), got {tuple(x.shape)}")
+    n, _, h, w = x.shape
+    nrow, gap = math.ceil(n / ncol), max(1, h // 16)
+    grid = torch.zeros(nrow * (h + gap) - gap, ncol * (w + gap) - gap, 4)
+    pixels = ((x.detach().float().cpu().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)
+    for index, image in enumerate(pixels.permute(0, 2, 3, 1)):
+        top, left = index // ncol * (h + gap), index % ncol * (w + gap)
+        grid[top : top + h, left : left + w] = torch.cat([image, torch.ones(h, w, 1)], dim=-1)
+    if ax is None:
+        height = width * grid.shape[0] / grid.shape[1]
+        ax = plt.figure(figsize=(width, height), layout="none").add_axes((0, 0, 1, 1))
+    ax.imshow(grid.numpy(), interpolation="nearest")
+    ax.set_axis_off()
+    return _figure_of(ax)
+
+
+def scatter(
+    clouds: Mapping[str, Tensor], *, lim: float | None = None, ncol: int = 4, width: float = 6.4
+) -> Figure:
+    """Two-dimensional point clouds (n, 2) side by side, one panel a name, all on one scale.
+
+    lim: the axes run from -lim to lim (default: the largest of all finite coordinates).
+    """
+    ncol = min(ncol, len(clouds))
+    nrow = math.ceil(len(clouds) / ncol)
+    points = {name: cloud.detach().double().cpu() for name, cloud in clouds.items()}
+    if lim is None:
+        every = torch.cat([cloud.flatten() for cloud in points.values()])
+        lim = 1.05 * float(every[every.isfinite()].abs().max())
+    figure, axes = plt.subplots(
+        nrow, ncol, figsize=(width, nrow * (width / ncol + 0.25)), squeeze=False
+    )
+    for ax in axes.flat[len(points) :]:
+        ax.set_axis_off()
+    for ax, (name, cloud) in zip(axes.flat, points.items(), strict=False):
+        size = min(8.0, max(1.0, 2500 / max(len(cloud), 1)))
+        ax.scatter(*cloud.T, s=size, alpha=0.6, linewidths=0)
+        ax.set(title=name, xlim=(-lim, lim), ylim=(-lim, lim), aspect="equal")
+        ax.label_outer()
+    return figure
+
+
+def trajectories(
+    paths: Tensor, times: Tensor | None = None, *, ax: Axes | None = None, colour: str = COLOURS[0]
+) -> Figure:
+    """The way of each sample: paths (steps, n, 2) in the plane, or (steps, n) over `times`.
+
+    A hollow circle marks the start, a full one the end.
+    """
+    if paths.ndim not in (2, 3) or (paths.ndim == 3 and paths.shape[-1] != 2):
+        raise ValueError(f"paths are (steps, n, 2) or (steps, n), got {tuple(paths.shape)}")
+    paths = paths.detach().double().cpu()
+    if paths.ndim == 3:
+        across, up = paths.unbind(-1)
+    else:
+        clock = torch.arange(len(paths)) if times is None else times.detach().cpu()
+        across, up = clock[:, None].expand_as(paths), paths
+    ax = plt.subplots()[1] if ax is None else ax
+    ax.plot(across, up, color=colour, alpha=0.5, linewidth=0.9)
+    ax.scatter(across[0], up[0], s=12, facecolors="none", edgecolors=INK, zorder=3)
+    ax.scatter(across[-1], up[-1], s=12, color=colour, zorder=3)
+    if paths.ndim == 3:
+        ax.set_aspect("equal")
+    return _figure_of(ax)
+
+
+def _figure_of(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
