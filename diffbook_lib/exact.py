@@ -23,8 +23,9 @@ class World:
         """E[clean point | noisy point x] (n, d)."""
         raise NotImplementedError
 
-    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
-        """P(noisy point <= x) of a one-dimensional world, any shape."""
+    def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
+        """P(noisy point <= x) of a one-dimensional world, x (n, 1); P(noisy point >= x) where
+        `side` is -1. Small values are right to the last digits."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor, sigma: Level, label: Tensor | None = None) -> Tensor:
@@ -47,12 +48,14 @@ class World:
             raise ValueError(
                 f"the flow has a closed form only for d = 1 here, this world has d = {self.dim}"
             )
-        quantile = self.cdf(x.double(), start)
+        x = x.double()
+        side = torch.where(self.cdf(x, start) <= 0.5, 1.0, -1.0)  # measure from the nearer end
+        tail = self.cdf(x, start, side)
         reach = float(x.abs().max()) + 10 * (1 + start + end)
-        low, high = torch.full_like(quantile, -reach), torch.full_like(quantile, reach)
+        low, high = torch.full_like(x, -reach), torch.full_like(x, reach)
         for _ in range(80):
             middle = (low + high) / 2
-            below = self.cdf(middle, end) < quantile
+            below = (self.cdf(middle, end, side) < tail) == (side > 0)
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
 
@@ -75,6 +78,8 @@ class GaussianMixture(World):
         weights = torch.ones(modes) if weights is None else weights
         self.weights = weights.double() / weights.double().sum()
         variances, self._axes = torch.linalg.eigh(self.covariances)  # (K, d), (K, d, d)
+        if variances.min() < -1e-9 * variances.max() or self.weights.min() < 0:
+            raise ValueError("covariances must be positive semi-definite and weights 0 or more")
         self._variances = variances.clamp(min=0)
 
     @classmethod
@@ -117,9 +122,9 @@ class GaussianMixture(World):
         shrunk = torch.einsum("kij,nkj->nki", self._axes, along * self._variances / variance)
         return torch.einsum("nk,nki->ni", share, self.means + shrunk)
 
-    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
+    def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         std = (self._variances[:, 0] + _column(sigma, x) ** 2).sqrt()
-        return (torch.special.ndtr((x - self.means[:, 0]) / std) * self.weights).sum(-1, True)
+        return (_normal_cdf(side * (x - self.means[:, 0]) / std) * self.weights).sum(-1, True)
 
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:
         """As `World.flow`; with a single mode in any dimension, where each principal axis is
@@ -174,15 +179,21 @@ class FiniteData(World):
         logits = x @ self.points.T - (self.points**2).sum(dim=1) / 2
         return (logits / _column(sigma, x) ** 2).softmax(dim=1) @ self.points
 
-    def cdf(self, x: Tensor, sigma: Level) -> Tensor:
+    def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         sigma = _column(sigma, x)
-        distance = x - self.points[:, 0]  # (n, N)
+        distance = side * (x - self.points[:, 0])  # (n, N)
         below = torch.where(
             sigma > 0,
-            torch.special.ndtr(distance / sigma.clamp(min=1e-300)),
+            _normal_cdf(distance / sigma.clamp(min=1e-300)),
             (distance >= 0).double(),
         )
         return below.mean(dim=-1, keepdim=True)
+
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    """The standard normal distribution function, with the relative accuracy in the lower tail
+    that torch.special.ndtr lacks."""
+    return torch.special.log_ndtr(z).exp()
 
 
 def _column(sigma: Level, x: Tensor) -> Tensor:

@@ -18,25 +18,26 @@ from torch import Tensor
 
 @lru_cache(maxsize=1024)
 def _key(seed: int, purpose: str) -> int:
-    """A 64-bit key for (seed, purpose)."""
+    """A key below 2**63 for (seed, purpose)."""
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or a positive integer")
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
+    return int.from_bytes(digest[:8], "little") % 2**63
+
+
+def _step_key(seed: int, purpose: str, step: int) -> int:
+    """torch's CPU generator keeps only the low 32 bits of its seed; adding the step to the key
+    keeps any two of the first 2**32 steps of a purpose apart, which hashing it in would not."""
+    if step < 0:
+        raise ValueError(f"step is {step}; it must be 0 or a positive integer")
+    return (_key(seed, purpose) + step) % 2**63
 
 
 def generator(
     seed: int, purpose: str, step: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """The generator of one step of one purpose.
-
-    torch's CPU generator keeps only the low 32 bits of its seed; adding the step to the key keeps
-    any two of the first 2**32 steps of a purpose apart, which hashing the step in would not.
-    Raises ValueError for a negative seed or step.
-    """
-    if step < 0:
-        raise ValueError(f"step is {step}; it must be 0 or a positive integer")
-    return torch.Generator(device).manual_seed((_key(seed, purpose) + step) % 2**63)
+    """The generator of one step of one purpose. Raises ValueError for a negative seed or step."""
+    return torch.Generator(device).manual_seed(_step_key(seed, purpose, step))
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Share:
     start: int
     stop: int
     total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= self.total:
+            raise ValueError(f"rows {self.start}:{self.stop} are no share of {self.total} rows")
 
 
 Source = torch.Generator | Share
@@ -121,5 +126,5 @@ def seeded(seed: int, purpose: str, step: int = 0) -> Iterator[None]:
     the old state back: for what draws from that generator by itself, such as layer initialisation.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((_key(seed, purpose) + step) % 2**63)
+        torch.manual_seed(_step_key(seed, purpose, step))
         yield

@@ -192,9 +192,10 @@ def _divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
 
 def _pairs(sigmas: Tensor) -> Iterator[tuple[float, float]]:
     levels = sigmas.tolist()
-    if any(a <= b for a, b in pairwise(levels)) or levels[-1] < 0:
+    falls = len(levels) > 1 and all(a > b for a, b in pairwise(levels))
+    if not falls or levels[-1] < 0:
         raise ValueError(
-            f"sigmas must fall and end at 0 or above, got {levels[:3]} ... {levels[-1]}"
+            f"sigmas must fall in one step or more and end at 0 or above, got {levels}"
         )
     return pairwise(levels)
 
@@ -210,4 +211,6 @@ def _level(sigma: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _log_interval(start: float, end: float, x: Tensor) -> Tensor:
+    if not (start > 0 and end > 0):
+        raise ValueError(f"the ODE runs between noise levels above 0, got {start} and {end}")
     return torch.tensor([math.log(start), math.log(end)], dtype=x.dtype, device=x.device)

@@ -29,6 +29,7 @@ PROCESSES = {
     "critical": CRITICAL,
     "critical by number": CLD(M=0.3, Gamma=2 * math.sqrt(0.3)),
     "over": OVER,
+    "light": CLD(M=0.02, Gamma=2.0),
     "heavy": HEAVY,
     "linear beta": CLD(beta0=0.1, beta1=6.9),
 }
@@ -284,12 +285,7 @@ def test_the_overdamped_limit_is_the_variance_preserving_process():
     assert math.log(gaps[0] / gaps[2]) / math.log(10) == pytest.approx(2, abs=0.1)
 
 
-CANCELS = pytest.mark.xfail(
-    strict=True, reason="the slower rate, m + root, is a difference of two large numbers"
-)
-
-
-@pytest.mark.parametrize("friction", [100.0, pytest.param(1000.0, marks=CANCELS)])
+@pytest.mark.parametrize("friction", [100.0, 1000.0])
 def test_flow_of_a_strongly_damped_process_keeps_its_digits(friction):
     process, B = CLD(Gamma=friction), f64(friction)
     with mpmath.workdps(60):
@@ -562,8 +558,8 @@ def test_the_two_parts_add_up_to_the_reverse_sde(process):
     times, silent = f64(t, t - h), lambda i: torch.zeros(4, 2, dtype=torch.float64)
     after = next(cld.sscs(process, score, state, times, silent))
     drift = process.reverse_drift(score, state, torch.full((4,), t, dtype=torch.float64))
-    close((after.x - state.x) / h, drift.x, rtol=0, atol=1e-2)
-    close((after.v - state.v) / h, drift.v, rtol=0, atol=1e-2)
+    close((after.x - state.x) / h, drift.x, rtol=1e-3, atol=1e-2)
+    close((after.v - state.v) / h, drift.v, rtol=1e-3, atol=1e-2)
 
 
 @processes
@@ -730,7 +726,6 @@ def test_bad_parameters_are_refused(fields, named):
         CLD(**fields)
 
 
-@pytest.mark.xfail(strict=True, reason="not checked yet")
 @pytest.mark.parametrize(
     "fields", [{"beta1": -9.0}, {"eps_num": -1.0}, {"loss_eps": 1.0}, {"loss_eps": -0.1}]
 )
@@ -739,10 +734,15 @@ def test_parameters_that_break_the_process_are_refused(fields):
         CLD(**fields)
 
 
-@pytest.mark.xfail(strict=True, reason="not checked yet: NaN, or an unbound variable")
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.__name__)
 @pytest.mark.parametrize("times", [(0.5, 1.0), (1.0,)])
 def test_times_must_fall(sampler, times):
     state, noise = State(randn(4, 2), randn(4, 2, seed=1)), lambda i: randn(4, 2, seed=i)
     with pytest.raises(ValueError, match="times"):
         run(sampler(CRITICAL, CRITICAL.exact_score(DATA), state, f64(*times), noise))
+
+
+def test_the_exact_score_takes_one_time():
+    state = State(randn(2, 2), randn(2, 2, seed=1))
+    with pytest.raises(ValueError, match="one time"):
+        CRITICAL.exact_score(DATA)(state, f64(0.1, 0.2))

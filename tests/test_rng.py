@@ -137,3 +137,14 @@ def test_seeded_keys_the_global_generator_and_puts_it_back():
     with pytest.raises(KeyError), rng.seeded(0, "init"):
         raise KeyError
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("rows", [(2, 2, 4), (-1, 2, 4), (2, 6, 4)])
+def test_a_share_lies_within_its_batch(rows):
+    with pytest.raises(ValueError, match=f"rows {rows[0]}:{rows[1]}"):
+        rng.Share(torch.Generator(), *rows)
+
+
+def test_seeded_refuses_a_negative_step():
+    with pytest.raises(ValueError, match="step is -1"), rng.seeded(0, "x", -1):
+        pass

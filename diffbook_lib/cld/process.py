@@ -84,11 +84,17 @@ class CLD:
     mixed_score: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("M", "beta0", "gamma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.Gamma is not None and not self.Gamma > 0:
-            raise ValueError(f"Gamma is {self.Gamma}; it must be positive, or None for 2 sqrt(M)")
+        self._require("M", "must be positive", self.M > 0)
+        self._require("Gamma", "must be positive, or None", self.Gamma is None or self.Gamma > 0)
+        self._require("beta0", "must be positive", self.beta0 > 0)
+        self._require("beta1", "must keep beta(1) positive", self.beta0 + self.beta1 > 0)
+        self._require("gamma", "must be positive", self.gamma > 0)
+        self._require("eps_num", "must be 0 or more", self.eps_num >= 0)
+        self._require("loss_eps", "must lie between 0 and 1", 0 < self.loss_eps < 1)
+
+    def _require(self, name: str, what: str, holds: bool) -> None:
+        if not holds:
+            raise ValueError(f"{name} is {getattr(self, name)}; it {what}")
 
     @property
     def friction(self) -> float:
@@ -117,9 +123,9 @@ class CLD:
         m = -self.friction / (2 * self.M)
         d = 0.0 if self.Gamma is None else m**2 - 1 / self.M
         root = math.sqrt(abs(d))
-        if d > 0:  # both rates real: factor out the slower, nothing overflows
-            slow, gap = torch.exp((m + root) * B), torch.exp(-2 * root * B)
-            c, s = slow * (1 + gap) / 2, -slow * torch.expm1(-2 * root * B) / (2 * root)
+        if d > 0:  # two real rates, product 1/M: the slower one from the faster, not by subtraction
+            slow, gap = torch.exp(B / (self.M * (m - root))), -2 * root * B
+            c, s = slow * (1 + torch.exp(gap)) / 2, -slow * torch.expm1(gap) / (2 * root)
         else:
             c = torch.exp(m * B) * torch.cos(root * B)
             s = torch.exp(m * B) * B * torch.sinc(root * B / math.pi)
@@ -230,6 +236,8 @@ class CLD:
         """The true grad_v log p_t for mixture data, one time for the whole batch."""
 
         def score(state: State, t: Tensor) -> Tensor:
+            if not bool((t == t[0]).all()):
+                raise ValueError("exact_score takes one time for the whole batch")
             u = torch.cat(state, dim=1)
             return self.marginal(data, float(t[0])).score(u)[:, data.dim :].to(state.v.dtype)
 

@@ -97,6 +97,8 @@ def _last_drift(process: CLD, state: State, t: Tensor) -> State:
 
 
 def _steps(times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"times must fall from 1 towards 0 in one step or more, got {times}")
     return pairwise(times)
 
 
