@@ -18,11 +18,11 @@ from torch import Tensor
 
 @lru_cache(maxsize=1024)
 def _key(seed: int, purpose: str) -> int:
-    """A key below 2**63 for (seed, purpose)."""
+    """A 64-bit key for (seed, purpose)."""
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or a positive integer")
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") % 2**63
+    return int.from_bytes(digest[:8], "little")
 
 
 def _step_key(seed: int, purpose: str, step: int) -> int:
@@ -54,7 +54,7 @@ class Share:
     total: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop <= self.total:
+        if not 0 <= self.start <= self.stop <= self.total:
             raise ValueError(f"rows {self.start}:{self.stop} are no share of {self.total} rows")
 
 
