@@ -10,14 +10,16 @@ INSTALLED := .venv/.installed
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 # One core a process: two pages, or two test workers, run side by side.
 book test: export OMP_NUM_THREADS := 1
+# What is trained once and kept, such as the classifier that judges digits, stays in the clone.
+book test bench: export DIFFBOOK_CACHE := $(CURDIR)/_build/cache
 
 # After a failed build the pages are written again next time: their warnings must not get lost.
 book: $(INSTALLED)

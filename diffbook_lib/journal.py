@@ -84,10 +84,11 @@ def watch(events: Iterable[Progress], spec: "RunSpec") -> Progress:
         for last in events:
             if last.resumed:
                 bar.initial = bar.n = bar.last_print_n = last.step
-            bar.update(last.step - bar.n)
+            speed = f"loss {last.loss:.4g}, {last.samples_per_second:,.0f} samples/s"
+            bar.set_postfix_str(speed, refresh=False)
             if last.step == spec.steps:
                 bar.set_description("complete", refresh=False)
-            bar.set_postfix_str(f"loss {last.loss:.4g}, {last.samples_per_second:,.0f} samples/s")
+            bar.update(last.step - bar.n)
     return last
 
 

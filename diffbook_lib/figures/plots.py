@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from .picture import COLOURS, INK
@@ -28,7 +29,8 @@ def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: floa
         grid[top : top + h, left : left + w] = torch.cat([image, torch.ones(h, w, 1)], dim=-1)
     if ax is None:
         height = width * grid.shape[0] / grid.shape[1]
-        ax = plt.figure(figsize=(width, height), layout="none").add_axes((0, 0, 1, 1))
+        layout = ConstrainedLayoutEngine(w_pad=0, h_pad=0)
+        ax = plt.subplots(figsize=(width, height), layout=layout)[1]
     ax.imshow(grid.numpy(), interpolation="nearest")
     ax.set_axis_off()
     return _figure_of(ax)
