@@ -80,7 +80,7 @@ class Log:
 def watch(events: Iterable[Progress], spec: "RunSpec") -> Progress:
     """Drive a training with a progress bar (one bar for all processes); returns the last event."""
     silent = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
-    with _bar_class()(total=spec.steps, unit="step", mininterval=1, **silent) as bar:
+    with progress_bar()(total=spec.steps, unit="step", mininterval=1, **silent) as bar:
         for last in events:
             if last.resumed:
                 bar.initial = bar.n = bar.last_print_n = last.step
@@ -92,9 +92,10 @@ def watch(events: Iterable[Progress], spec: "RunSpec") -> Progress:
     return last
 
 
-def _bar_class() -> Any:
-    """A bar of text where papermill passes the output on to a terminal, else what fits."""
-    if os.environ.get("DIFFBOOK_TEXT_BAR"):
+def progress_bar() -> Any:
+    """tqdm as text where papermill passes it on to a terminal and where it is disabled (its
+    widget does not heed TQDM_DISABLE), else as what fits."""
+    if os.environ.get("DIFFBOOK_TEXT_BAR") or os.environ.get("TQDM_DISABLE"):
         from tqdm import tqdm
     else:
         from tqdm.auto import tqdm

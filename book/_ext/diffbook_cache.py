@@ -42,10 +42,16 @@ def folder(root: Path = ROOT) -> Path:
     digest = hashlib.sha256(sys.version.encode())
     for package in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib"):
         digest.update(f"{package} {version(package)}".encode())
-    for pattern in ("diffbook_lib/**/*.py", "nbs/presets/**/*.yaml", "results/**/*.json"):
+    for pattern in (
+        "diffbook_lib/**/*.py",
+        "nbs/presets/**/*.yaml",
+        "results/**/*.json",
+    ):
         for path in sorted(root.glob(pattern)):
             if path.name not in NOT_REACHED:
-                digest.update(f"\n{path.relative_to(root)}\n".encode() + path.read_bytes())
+                digest.update(
+                    f"\n{path.relative_to(root)}\n".encode() + path.read_bytes()
+                )
     return root / "_build" / ".jupyter_cache" / digest.hexdigest()[:16]
 
 
@@ -53,14 +59,18 @@ def prune(current: Path) -> None:
     """Deletes all cache folders but the newest few; the current one counts as the newest."""
     current.mkdir(parents=True, exist_ok=True)
     current.touch()
-    folders = sorted(current.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+    folders = sorted(
+        current.parent.iterdir(), key=lambda path: path.stat().st_mtime
+    )
     for old in folders[:-KEEP]:
         shutil.rmtree(old)
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
     """The notebooks that the table of contents names."""
-    pages = (root / f"{name}.ipynb" for name in parse_toc_yaml(root / "_toc.yml"))
+    pages = (
+        root / f"{name}.ipynb" for name in parse_toc_yaml(root / "_toc.yml")
+    )
     return [page for page in pages if page.is_file()]
 
 
@@ -70,7 +80,9 @@ def pending(root: Path = ROOT) -> list[Path]:
     known = {record.hashkey for record in cache.list_cache_records()}
 
     def key(path: Path) -> str:
-        return cache.create_hashed_notebook(nbformat.read(path, as_version=4))[1]
+        return cache.create_hashed_notebook(nbformat.read(path, as_version=4))[
+            1
+        ]
 
     return [path for path in notebooks(root) if key(path) not in known]
 
@@ -78,7 +90,9 @@ def pending(root: Path = ROOT) -> list[Path]:
 def execute(path: Path) -> tuple[Path, ExecutionResult]:
     """Runs one notebook in its own folder."""
     notebook = nbformat.read(path, as_version=4)
-    return path, single_nb_execution(notebook, str(path.parent), TIMEOUT, allow_errors=False)
+    return path, single_nb_execution(
+        notebook, str(path.parent), TIMEOUT, allow_errors=False
+    )
 
 
 def fill(root: Path = ROOT) -> int:
@@ -90,7 +104,10 @@ def fill(root: Path = ROOT) -> int:
         print("every notebook is in the cache")
         return 0
     workers = min(len(waiting), os.cpu_count() or 1)
-    print(f"running {', '.join(path.stem for path in waiting)} ({workers} at a time)", flush=True)
+    print(
+        f"running {', '.join(path.stem for path in waiting)} ({workers} at a time)",
+        flush=True,
+    )
     import matplotlib.font_manager  # noqa: F401  (its first import prints; not into a cell)
 
     cache = get_cache(str(folder(root)))
@@ -100,11 +117,17 @@ def fill(root: Path = ROOT) -> int:
             if result.err is None:
                 data = {"execution_seconds": result.time}
                 bundle = CacheBundleIn(result.nb, str(path), data=data)
-                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                cache.cache_notebook_bundle(
+                    bundle, check_validity=False, overwrite=True
+                )
                 print(f"{path.stem}: {result.time:.0f} s", flush=True)
             else:
                 failed += 1
-                print(f"{path.stem} failed\n{result.err}", file=sys.stderr, flush=True)
+                print(
+                    f"{path.stem} failed\n{result.err}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     print(f"notebooks run in {time.perf_counter() - start:.0f} s")
     return failed
 

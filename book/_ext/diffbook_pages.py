@@ -27,22 +27,30 @@ class Pictures(HTMLParser):
         self.faults: list[str] = []
         self.identifiers: set[str] = set()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(
+        self, tag: str, attrs: list[tuple[str, str | None]]
+    ) -> None:
         attributes = {key: value or "" for key, value in attrs}
         if tag == "img":
-            self._require(attributes.get("alt", ""), attributes.get("src", ""), "an image")
+            self._require(
+                attributes.get("alt", ""), attributes.get("src", ""), "an image"
+            )
         if tag == "svg" and attributes.get("role") == "img":
             self._require(attributes.get("aria-label", ""), "", "an svg")
         identifier = attributes.get("id", "")
         if identifier.startswith("moving-"):
             if identifier in self.identifiers:
-                self.faults.append(f"two moving figures are named {identifier[7:]!r}")
+                self.faults.append(
+                    f"two moving figures are named {identifier[7:]!r}"
+                )
             self.identifiers.add(identifier)
 
     def _require(self, text: str, source: str, what: str) -> None:
         """A text is missing too when it is only the file's name, which is docutils' default."""
         if not text.strip() or (source and Path(source).name in text):
-            self.faults.append(f"{what} has no alternative text: {(source or text)[:80]!r}")
+            self.faults.append(
+                f"{what} has no alternative text: {(source or text)[:80]!r}"
+            )
 
 
 def faults(page: str) -> list[str]:
@@ -67,14 +75,18 @@ def add_cost(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if seconds is None:
         text = "Nothing to run on this page."
     else:
-        shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        shown = (
+            f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        )
         text = f"Running this page took {shown} on one CPU core when the book was built."
     section = next(doctree.findall(nodes.section), None)
     if section is not None:
         section.insert(1, nodes.paragraph("", text, classes=["diffbook-cost"]))
 
 
-def check_pictures(app: Sphinx, pagename: str, template: str, context: dict, doctree) -> None:
+def check_pictures(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree
+) -> None:
     """Refuses pictures without alternative text."""
     for fault in faults(context.get("body", "") if doctree else ""):
         logger.warning(fault, location=pagename)
@@ -86,7 +98,9 @@ def drop_repeated_scripts(
     """Keeps the first of the scripts that the toggle and thebe extensions add twice."""
     kept: dict[tuple, object] = {}
     for script in context["script_files"]:
-        name = getattr(script, "filename", script) or ""  # two spellings of an inline script
+        name = (
+            getattr(script, "filename", script) or ""
+        )  # two spellings of an inline script
         body = getattr(script, "attributes", {}).get("body")
         kept.setdefault((name, body), script)
     context["script_files"] = list(kept.values())

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import checkpoint, data, rng
 from ..data import ArrayDataset
+from ..journal import progress_bar
 from .inputs import check_images, in_chunks, real_means, unit_images
 from .measurement import Measurement, measured, share_error
 
@@ -116,15 +117,13 @@ def train_classifier(
     train: ArrayDataset, test: ArrayDataset, recipe: Recipe, *, seed: int = 0
 ) -> Classifier:
     """A classifier trained on `train`; its accuracy is measured on `test`."""
-    from tqdm.auto import tqdm
-
     truth = _labels(test)
     with rng.seeded(seed, "classifier"):
         net = Classifier(train.shape, train.classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
     steps = recipe.epochs * len(train) // recipe.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
-    for step in tqdm(range(steps), f"classifier of {train.name}", leave=False, delay=2):
+    for step in progress_bar()(range(steps), f"classifier of {train.name}", leave=False, delay=2):
         x, label = train.batch(seed, step, recipe.batch)
         noise = rng.normal(x.shape, rng.generator(seed, "classifier/noise", step))
         loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)  # type: ignore[arg-type]
