@@ -59,18 +59,14 @@ def prune(current: Path) -> None:
     """Deletes all cache folders but the newest few; the current one counts as the newest."""
     current.mkdir(parents=True, exist_ok=True)
     current.touch()
-    folders = sorted(
-        current.parent.iterdir(), key=lambda path: path.stat().st_mtime
-    )
+    folders = sorted(current.parent.iterdir(), key=lambda path: path.stat().st_mtime)
     for old in folders[:-KEEP]:
         shutil.rmtree(old)
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
     """The notebooks that the table of contents names."""
-    pages = (
-        root / f"{name}.ipynb" for name in parse_toc_yaml(root / "_toc.yml")
-    )
+    pages = (root / f"{name}.ipynb" for name in parse_toc_yaml(root / "_toc.yml"))
     return [page for page in pages if page.is_file()]
 
 
@@ -80,9 +76,7 @@ def pending(root: Path = ROOT) -> list[Path]:
     known = {record.hashkey for record in cache.list_cache_records()}
 
     def key(path: Path) -> str:
-        return cache.create_hashed_notebook(nbformat.read(path, as_version=4))[
-            1
-        ]
+        return cache.create_hashed_notebook(nbformat.read(path, as_version=4))[1]
 
     return [path for path in notebooks(root) if key(path) not in known]
 

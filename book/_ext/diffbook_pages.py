@@ -27,9 +27,7 @@ class Pictures(HTMLParser):
         self.faults: list[str] = []
         self.identifiers: set[str] = set()
 
-    def handle_starttag(
-        self, tag: str, attrs: list[tuple[str, str | None]]
-    ) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {key: value or "" for key, value in attrs}
         if tag == "img":
             self._require(
@@ -40,9 +38,7 @@ class Pictures(HTMLParser):
         identifier = attributes.get("id", "")
         if identifier.startswith("moving-"):
             if identifier in self.identifiers:
-                self.faults.append(
-                    f"two moving figures are named {identifier[7:]!r}"
-                )
+                self.faults.append(f"two moving figures are named {identifier[7:]!r}")
             self.identifiers.add(identifier)
 
     def _require(self, text: str, source: str, what: str) -> None:
@@ -75,10 +71,10 @@ def add_cost(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if seconds is None:
         text = "Nothing to run on this page."
     else:
-        shown = (
-            f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        text = (
+            f"Running this page took {shown} on one CPU core when the book was built."
         )
-        text = f"Running this page took {shown} on one CPU core when the book was built."
     section = next(doctree.findall(nodes.section), None)
     if section is not None:
         section.insert(1, nodes.paragraph("", text, classes=["diffbook-cost"]))

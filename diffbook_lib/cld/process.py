@@ -135,7 +135,7 @@ class CLD:
         """What the noise alone has added after B: the integral over s in [0, B] of
         2 Gamma f(s) f(s)^T, f the second column of the flow.
 
-        For large B it is D - F D F^T with D = diag(1, M) the stationary covariance. For small B
+        For large B it is S - F S F^T with S = diag(1, M) the stationary covariance. For small B
         that difference cancels (the x variance is of order B^3), so there we integrate: a sum of
         positive terms, right to the last digits.
         """
@@ -244,7 +244,7 @@ class CLD:
         return score
 
     def reverse_drift(self, score: Score, state: State, t: Tensor) -> State:
-        """Drift of the reverse SDE in reverse time (paper Eq. 6): dx = -v/M beta,
+        """Drift of the reverse SDE in reverse time (paper Section 3): dx = -v/M beta,
         dv = (x + Gamma v / M + 2 Gamma score) beta."""
         beta, x, v = expand(self.beta(t), state.x), state.x, state.v
         push = x + self.friction / self.M * v + 2 * self.friction * score(state, t)
