@@ -71,7 +71,7 @@ class Hardware(Model):
     gpu: str | None = Field(None, description="model name and number of the GPUs, if any")
 
     def __str__(self) -> str:
-        return self.gpu or f"{self.cpu}, {self.cores} cores"
+        return self.gpu or f"{self.cpu}, {self.cores} core" + ("s" if self.cores > 1 else "")
 
 
 def _read_spec(value: Any) -> Any:
