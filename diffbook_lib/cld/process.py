@@ -172,7 +172,7 @@ class CLD:
 
     def ell(self, t: Time) -> Tensor:
         """ell_t = 1 / L_vv: the score of the kernel in v is -ell_t times the velocity noise
-        (paper Eq. 8, Appendix B.3)."""
+        (paper Appendix B.3)."""
         return 1 / cholesky(self.covariance(t)).vv
 
     def perturb(self, x0: Tensor, t: Tensor, noise: State) -> State:
@@ -202,7 +202,7 @@ class CLD:
         return score
 
     def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
-        """Hybrid score matching, weighting `reweightedv2` (paper Eq. 9-10 with lambda = 1/ell^2):
+        """Hybrid score matching, with the weight 1/ell^2 (the released code's `reweightedv2`):
         the squared error of the velocity noise, summed over dimensions, (batch,)."""
         u = rng.uniform((len(x0),), source, dtype=torch.float64)
         t = self.loss_eps + (1 - self.loss_eps) * u
@@ -244,7 +244,7 @@ class CLD:
         return score
 
     def reverse_drift(self, score: Score, state: State, t: Tensor) -> State:
-        """Drift of the reverse SDE in reverse time (paper Section 3): dx = -v/M beta,
+        """Drift of the reverse SDE in reverse time: dx = -v/M beta,
         dv = (x + Gamma v / M + 2 Gamma score) beta."""
         beta, x, v = expand(self.beta(t), state.x), state.x, state.v
         push = x + self.friction / self.M * v + 2 * self.friction * score(state, t)
