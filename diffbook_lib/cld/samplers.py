@@ -20,8 +20,9 @@ def time_grid(nfe: int, kind: str = "quadratic", eps: float = 1e-3) -> Tensor:
     """Forward times (nfe,) from 1 down to eps for `nfe - 1` steps. "linear" is evenly spaced;
     "quadratic" steps shrink linearly towards the data ("-QS" in the paper's tables).
 
-    The released code counts `nfe` calls, the last for a denoising step. That step moves x by -v/M beta eps
-    and uses the score for v alone, so the samplers here take it without its call: `nfe - 1` calls.
+    The released code counts `nfe` calls, the last for a denoising step. That step moves x by
+    -v/M beta eps and uses the score for v alone, so the samplers here take it without its call:
+    `nfe - 1` calls.
     """
     if nfe < 2 or not 0 < eps < 1:
         raise ValueError(f"nfe={nfe}, eps={eps}: need nfe >= 2 and 0 < eps < 1")
