@@ -41,7 +41,7 @@ def test_spec_holds_every_value_frozen():
         spec.lr = 2.0
 
 
-@pytest.mark.parametrize("cls", {RunSpec, *presets.SPECS.values()})
+@pytest.mark.parametrize("cls", [RunSpec, *presets.SPECS.values()])
 def test_every_field_says_what_it_is(cls):
     assert all(field.description for field in cls.model_fields.values())
     own = set(inspect.get_annotations(cls))
