@@ -112,7 +112,7 @@ def test_killed_at_twenty_random_moments(start, tmp_path):
         process = start("killed", **size)
         if moment == "training":
             process.stdout.readline()
-        time.sleep(chance.uniform(0, 1.2 * starting if moment == "starting" else training / 20))
+        time.sleep(chance.uniform(0, starting if moment == "starting" else training / 40))
         process.kill()
         process.communicate()
         assert process.returncode == -9
