@@ -60,6 +60,7 @@ class RunSpec(BaseModel):
     allow_partial: bool = Field(
         False, description="accept files that are only a part of the published data"
     )
+    flip: bool = Field(False, description="mirror training images left-right at random")
     steps: Count = Field(description="optimiser steps")
     batch: Count = Field(description="samples a step, over all processes")
     accumulate: Count = Field(1, description="micro batches a step in each process")
@@ -97,9 +98,13 @@ class RunSpec(BaseModel):
         return self
 
 
+Grid = Literal["linear", "quadratic"]
+
+
 class CLDSpec(RunSpec):
     """A run of critically-damped Langevin diffusion (Dockhorn et al., ICLR 2022)."""
 
+    sde: Literal["cld", "vpsde"] = Field("cld", description="with or without a velocity")
     M: float = Field(0.25, gt=0, description="mass of the velocity")
     beta0: float = Field(4.0, gt=0, description="beta(t) = beta0 + beta1 t, constant part")
     beta1: float = Field(0.0, ge=0, description="beta(t) = beta0 + beta1 t, slope")
@@ -108,22 +113,54 @@ class CLDSpec(RunSpec):
     )
     eps_num: float = Field(1e-6, ge=0, description="added to the kernel's two variances")
     loss_eps: float = Field(1e-5, gt=0, lt=1, description="smallest time of the loss")
-    mixed_score: bool = Field(description="learn the departure from the Gaussian velocity score")
-    network: Literal["mlp", "unet"] = Field(description="mlp for vectors, unet for images")
-    width: Count = Field(64, description="mlp: units of a layer")
-    depth: Count = Field(3, description="mlp: residual blocks")
-    channels: Count = Field(16, description="unet: channels at full resolution")
-    multipliers: Counts = Field(
-        (1, 2), min_length=1, description="unet: channels of each level, in units of channels"
+    objective: Literal["hsm", "dsm"] = Field(
+        "hsm", description="hybrid or plain denoising score matching"
     )
-    blocks: Count = Field(1, description="unet: residual blocks a level")
-    attention: Counts = Field((4,), description="unet: resolutions with self-attention")
-    dropout: float = Field(0.0, ge=0, lt=1, description="unet: dropout probability")
-    sampler: Literal["em", "sscs"] = Field("sscs", description="Euler-Maruyama or SSCS")
-    grid: Literal["linear", "quadratic"] = Field("quadratic", description="sampling times")
-    nfe: int = Field(100, ge=2, description="network calls a sample")
+    weighting: Literal["likelihood", "reweightedv1", "reweightedv2"] = Field(
+        "reweightedv2", description="of the times in the loss"
+    )
+    mixed_score: bool = Field(description="learn the departure from the Gaussian velocity score")
+    network: Literal["mlp", "plain-mlp", "unet", "ncsnpp"] = Field(
+        description="mlp or plain-mlp for vectors, unet or ncsnpp for images"
+    )
+    width: Count = Field(64, description="mlp: units of a layer")
+    depth: Count = Field(3, description="mlp: residual blocks; plain-mlp: hidden layers")
+    channels: Count = Field(16, description="unet, ncsnpp: channels at full resolution")
+    multipliers: Counts = Field(
+        (1, 2), min_length=1, description="unet, ncsnpp: channels of each level, over channels"
+    )
+    blocks: Count = Field(1, description="unet, ncsnpp: residual blocks a level")
+    attention: Counts = Field((4,), description="unet, ncsnpp: resolutions with self-attention")
+    dropout: float = Field(0.0, ge=0, lt=1, description="unet, ncsnpp: dropout probability")
+    fir: bool = Field(False, description="ncsnpp: resampling with a smoothing filter")
+    progressive_input: bool = Field(False, description="ncsnpp: a second path from the input")
+    time_embedding: Literal["fourier", "positional"] = Field(
+        "fourier", description="ncsnpp: of the logarithm of t, or of t"
+    )
+    sampler: Literal["em", "sscs", "sscs2", "ode"] = Field("sscs", description="of the samples")
+    grid: Grid = Field("quadratic", description="sampling times")
+    nfe: int = Field(100, ge=2, description="times in the grid, the paper's count of calls")
+    data_var: float = Field(0.005, ge=0, description="sscs2: variance of its reference Gaussian")
     samples: Count = Field(2000, description="samples drawn for the figures of merit")
     eps: float = Field(1e-3, gt=0, lt=1, description="time at which sampling stops")
+    table_samplers: Annotated[tuple[Literal["em", "sscs", "sscs2"], ...], Field(strict=False)] = (
+        Field((), description="samplers of the table")
+    )
+    table_grids: Annotated[tuple[Grid, ...], Field(strict=False)] = Field(
+        (), description="grids of the table"
+    )
+    table_nfes: Counts = Field((), description="counts of the table")
+    bound_images: int = Field(0, ge=0, description="held-out images for the likelihood bound")
+
+    @model_validator(mode="after")
+    def _vpsde_has_one_sampler(self) -> Self:
+        named = {self.sampler, *self.table_samplers}
+        if self.sde == "vpsde" and (named != {"em"} or self.bound_images):
+            raise ValueError(
+                f"sde = 'vpsde' is sampled by 'em' alone and has no velocity bound, but sampler "
+                f"and table_samplers name {sorted(named)}, bound_images is {self.bound_images}"
+            )
+        return self
 
 
 SPECS: dict[str, type[RunSpec]] = {"cld": CLDSpec}

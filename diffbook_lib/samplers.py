@@ -155,17 +155,17 @@ def log_likelihood(
         with torch.enable_grad():
             x = state[0].detach().requires_grad_()
             slope = x - denoiser(x, _level(log_sigma.exp(), x))
-            divergence = _divergence(slope, x, probes)
-        return slope.detach(), divergence.detach()
+            change = divergence(slope, x, probes)
+        return slope.detach(), change.detach()
 
     state = (x, x.new_zeros(len(x)))
     times = _log_interval(sigma_min, sigma_max, x)
-    latents, divergences = odeint(slopes, state, times, rtol=rtol, atol=atol, method=method)
-    latent, divergence = latents[-1], divergences[-1]
+    latents, changes = odeint(slopes, state, times, rtol=rtol, atol=atol, method=method)
+    latent = latents[-1]
     dims = latent[0].numel()
     squared = latent.flatten(1).square().sum(dim=1) / sigma_max**2
     log_prior = -squared / 2 - dims / 2 * math.log(2 * math.pi * sigma_max**2)
-    return log_prior + divergence, latent
+    return log_prior + changes[-1], latent
 
 
 def rademacher(probes: int, x: Tensor, source: rng.Source) -> Tensor:
@@ -174,8 +174,9 @@ def rademacher(probes: int, x: Tensor, source: rng.Source) -> Tensor:
     return signs.transpose(0, 1).to(x.dtype)
 
 
-def _divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
-    """Trace of d slope / d x for each row (batch,)."""
+def divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
+    """Trace of d slope / d x for each row (batch,): Hutchinson's estimate with `probes`
+    (k, *x.shape), or exactly, one backward pass a dimension, with None."""
     if probes is None:
         flat = slope.flatten(1)
         rows = [

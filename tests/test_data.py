@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffbook_lib import data, rng
-from diffbook_lib.data import builtin, text
+from diffbook_lib import data, exact, rng
+from diffbook_lib.data import text
 from diffbook_lib.data.datasets import ArrayDataset, SampledDataset, to_levels, to_unit
 
 
@@ -135,7 +135,7 @@ def test_mixture9_has_nine_equal_modes_of_the_stated_width():
     dataset = data.load("mixture9")
     assert dataset.size == math.inf and dataset.shape == (2,)
     x = dataset.batch(0, 0, 45_000).x
-    means = builtin.mixture9_means()
+    means = exact.GaussianMixture.grid().means
     assert means.norm(dim=1).sort().values.tolist() == pytest.approx(
         [0, *[0.5] * 4, *[math.sqrt(0.5)] * 4]
     )

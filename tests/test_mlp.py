@@ -1,10 +1,11 @@
-"""The residual perceptron: shapes, its start at zero, and that it learns and sees the noise."""
+"""The perceptrons: shapes, formulas, the residual one's start at zero, and that they see noise."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from diffbook_lib import rng
-from diffbook_lib.nets.mlp import MLP, MLPBlock
+from diffbook_lib.nets.mlp import MLP, MLPBlock, PlainMLP
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,26 @@ def test_depth_counts_blocks():
 def test_a_label_is_refused():
     with pytest.raises(ValueError, match="takes no class label"):
         build()(torch.randn(2, 4), torch.rand(2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_the_plain_mlp_has_the_published_size():
+    assert sum(p.numel() for p in PlainMLP(4, 2).parameters()) == 50_562
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_plain_mlp_by_the_formula(depth):
+    net, x, t = PlainMLP(4, 2, width=8, depth=depth), torch.randn(5, 4), torch.rand(5)
+    *hidden, (weight, bias) = zip(*2 * [iter(net.parameters())], strict=True)
+    assert len(hidden) == depth
+    h = torch.cat([x, t[:, None]], dim=1)
+    for w, b in hidden:
+        h = F.silu(h @ w.T + b)
+    torch.testing.assert_close(net(x, t), h @ weight.T + bias)
+
+
+def test_the_plain_mlp_trains_every_parameter_and_refuses_a_label():
+    net, x, t = PlainMLP(2, 1), torch.randn(8, 2), torch.rand(8)
+    net(x, t).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    with pytest.raises(ValueError, match="PlainMLP takes no class label"):
+        net(x, t, torch.zeros(8, dtype=torch.int64))

@@ -74,7 +74,7 @@ def test_spec_survives_json(lr, steps, multipliers, gamma):
         ({"lr": math.nan}, ["lr", "nan", "finite"]),
         ({"beta0": math.inf}, ["beta0", "inf", "finite"]),
         ({"lr": None}, ["lr", "None", "number"]),
-        ({"network": "unett"}, ["network", "'mlp' or 'unet'", "did you mean 'unet'?"]),
+        ({"network": "unett"}, ["network", "'mlp', 'plain-mlp'", "did you mean 'unet'?"]),
         ({"stepz": 3}, ["unknown parameter 'stepz'", "did you mean 'steps'?"]),
         ({"m": 1.0}, ["unknown parameter 'm'", "did you mean 'M'?"]),
         ({"multipliers": [1, "2"]}, ["multipliers[1]", "'2'"]),

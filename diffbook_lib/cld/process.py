@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffbook_lib import exact, rng
-from diffbook_lib.diffusion import Net, expand
+from diffbook_lib import exact
+from diffbook_lib.diffusion import expand
 
 
 class State(NamedTuple):
@@ -65,13 +65,11 @@ _NODES, _WEIGHTS = torch.from_numpy(_points + 1) / 2, torch.from_numpy(_weights)
 
 
 @dataclass(frozen=True)
-class CLD:
-    """The process and its denoising problem; the fields carry the paper's symbols.
+class Langevin:
+    """The process for any damping; the fields carry the paper's symbols.
 
     M: mass. Gamma: friction, None for critical damping, 2 sqrt(M). beta(t) = beta0 + beta1 t.
     gamma: Var(v_0) / M. eps_num: added to both variances of the perturbation kernel.
-    loss_eps: smallest time in training. mixed_score: the network learns only the departure from
-    the score of a Gaussian velocity (Section 3.2).
     """
 
     M: float = 0.25
@@ -80,8 +78,6 @@ class CLD:
     beta1: float = 0.0
     gamma: float = 0.04
     eps_num: float = 1e-6
-    loss_eps: float = 1e-5
-    mixed_score: bool = True
 
     def __post_init__(self) -> None:
         self._require("M", "must be positive", self.M > 0)
@@ -90,7 +86,6 @@ class CLD:
         self._require("beta1", "must keep beta(1) positive", self.beta0 + self.beta1 > 0)
         self._require("gamma", "must be positive", self.gamma > 0)
         self._require("eps_num", "must be 0 or more", self.eps_num >= 0)
-        self._require("loss_eps", "must lie between 0 and 1", 0 < self.loss_eps < 1)
 
     def _require(self, name: str, what: str, holds: bool) -> None:
         if not holds:
@@ -165,57 +160,15 @@ class CLD:
             Q.vv + var_x * F.vx**2 + var_v * F.vv**2 + self.eps_num,
         )
 
-    def kernel(self, t: Time) -> tuple[Flow, Covariance, Cholesky]:
-        """Everything about p(x_t, v_t | x_0) at t (batch,)."""
-        covariance = self.covariance(t)
-        return self.flow(self.B(t)), covariance, cholesky(covariance)
-
-    def ell(self, t: Time) -> Tensor:
-        """ell_t = 1 / L_vv: the score of the kernel in v is -ell_t times the velocity noise
-        (paper Appendix B.3)."""
-        return 1 / cholesky(self.covariance(t)).vv
-
-    def perturb(self, x0: Tensor, t: Tensor, noise: State) -> State:
-        """A sample of p(x_t, v_t | x_0): mean F (x_0, 0) plus L noise."""
-        F, _, L = self.kernel(t)
-        x = expand(F.xx, x0) * x0 + expand(L.xx, x0) * noise.x
-        v = expand(F.vx, x0) * x0 + expand(L.vx, x0) * noise.x + expand(L.vv, x0) * noise.v
-        return State(x, v)
-
-    # The learning problem.
-
-    def alpha(self, net: Net, state: State, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The estimate of the velocity noise; the network sees x and v / sqrt(M) side by side."""
-        u = torch.cat([state.x, state.v / math.sqrt(self.M)], dim=1)
-        out = net(u, t.to(u.dtype), label)
-        if not self.mixed_score:
-            return out
-        covariance = self.covariance(t)
-        return out + expand(cholesky(covariance).vv / covariance.vv, out) * state.v
-
-    def score(self, net: Net, label: Tensor | None = None) -> Score:
-        """The network as the score in v: s(x, v, t) = -ell_t alpha(x, v, t)."""
-
-        def score(state: State, t: Tensor) -> Tensor:
-            return -expand(self.ell(t), state.v) * self.alpha(net, state, t, label)
-
-        return score
-
-    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
-        """Hybrid score matching, with the weight 1/ell^2 (the released code's `reweightedv2`):
-        the squared error of the velocity noise, summed over dimensions, (batch,)."""
-        u = rng.uniform((len(x0),), source, dtype=torch.float64)
-        t = self.loss_eps + (1 - self.loss_eps) * u
-        noise = State(*rng.normal((len(x0), 2, *x0.shape[1:]), source, x0.dtype).unbind(1))
-        state = self.perturb(x0, t, noise)
-        error = noise.v - self.alpha(net, state, t, label)
-        return error.square().flatten(1).sum(dim=1)
-
     # Going back.
 
     def prior(self, noise: State) -> State:
-        """The stationary law N(0, I) x N(0, M I)."""
+        """A draw of the stationary law N(0, I) x N(0, M I) from standard normal numbers."""
         return State(noise.x, math.sqrt(self.M) * noise.v)
+
+    def prior_log_density(self, state: State) -> State:
+        """Its log density, of positions and of velocities, each (batch,)."""
+        return State(normal_log_density(state.x, 1.0), normal_log_density(state.v, self.M))
 
     def marginal(self, data: exact.GaussianMixture, t: float) -> exact.GaussianMixture:
         """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d dimensions,
@@ -243,12 +196,21 @@ class CLD:
 
         return score
 
-    def reverse_drift(self, score: Score, state: State, t: Tensor) -> State:
+    def reverse_drift(self, score: Score, state: State, t: Tensor, ode: bool = False) -> State:
         """Drift of the reverse SDE in reverse time: dx = -v/M beta,
-        dv = (x + Gamma v / M + 2 Gamma score) beta."""
+        dv = (x + Gamma v / M + 2 Gamma score) beta. The probability-flow ODE has the same
+        marginals with half the score and no noise."""
         beta, x, v = expand(self.beta(t), state.x), state.x, state.v
-        push = x + self.friction / self.M * v + 2 * self.friction * score(state, t)
+        pull = self.friction if ode else 2 * self.friction
+        push = x + self.friction / self.M * v + pull * score(state, t)
         return State(-beta * v / self.M, beta * push)
+
+
+def normal_log_density(x: Tensor, variance: float) -> Tensor:
+    """log N(x; 0, variance I) (batch,)."""
+    flat = x.flatten(1)
+    constant = flat.shape[1] * math.log(2 * math.pi * variance)
+    return -(flat.square().sum(dim=1) / variance + constant) / 2
 
 
 def cholesky(covariance: Covariance) -> Cholesky:

@@ -5,12 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from .. import rng
+from .. import exact, rng
 from .archives import Store
 from .datasets import ArrayDataset, SampledDataset
 
 DIGITS_TRAIN = 1500
-MIXTURE9_STD = 0.04
 
 
 def digits(store: Store, split: str) -> ArrayDataset:
@@ -34,21 +33,12 @@ def digits(store: Store, split: str) -> ArrayDataset:
     )
 
 
-def mixture9_means() -> Tensor:
-    """The nine centres of `mixture9`, float64 (9, 2): a 3x3 grid turned by 45 degrees."""
-    a = 1 / math.sqrt(2)
-    corners = [(a, 0), (-a, 0), (0, a), (0, -a)]
-    sides = [(i * a / 2, j * a / 2) for i in (1, -1) for j in (1, -1)]
-    return torch.tensor([*corners, *sides, (0, 0)], dtype=torch.float64)
-
-
 def mixture9(store: Store, split: str) -> SampledDataset:
-    """Nine equally likely normal modes of standard deviation 0.04 (the CLD paper's toy)."""
-    means = mixture9_means().to(torch.float32)
+    """The nine modes of `exact.GaussianMixture.grid` (the CLD paper's toy)."""
+    world = exact.GaussianMixture.grid()
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
-        centres = means[rng.integers(9, (n,), generator)]
-        return centres + MIXTURE9_STD * rng.normal((n, 2), generator)
+        return world.sample(n, generator).float()
 
     return _stream("mixture9", split, draw, "mixture of nine normal modes in the plane")
 

@@ -3,6 +3,7 @@ real examples give: differences smaller than that are noise.
 """
 
 from .classifiers import (
+    RECIPES,
     Classifier,
     Recipe,
     cached_classifier,
@@ -17,6 +18,7 @@ from .likelihood import bits, bits_per_dim, dequantise
 from .measurement import Measurement
 
 __all__ = [
+    "RECIPES",
     "Classifier",
     "InceptionMissing",
     "Measurement",

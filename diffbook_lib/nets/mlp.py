@@ -1,5 +1,6 @@
-"""A residual multilayer perceptron for points in a few dimensions."""
+"""Multilayer perceptrons for points in a few dimensions: a residual one and a plain one."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,3 +51,23 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.head(self.norm(h))
+
+
+class PlainMLP(nn.Module):
+    """Points (batch, inputs), times (batch,) -> (batch, outputs); time is one more input.
+
+    The network of the two-dimensional examples in Dockhorn et al., "Score-based generative
+    modeling with critically-damped Langevin diffusion", ICLR 2022.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int = 128, depth: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs + 1, width), nn.SiLU())
+        for _ in range(depth - 1):
+            self.layers.extend([nn.Linear(width, width), nn.SiLU()])
+        self.layers.append(nn.Linear(width, outputs))
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        if label is not None:
+            raise ValueError("PlainMLP takes no class label; call it with label=None")
+        return self.layers(torch.cat([x, noise[:, None]], dim=1))
