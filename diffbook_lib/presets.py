@@ -61,6 +61,7 @@ class RunSpec(BaseModel):
         False, description="accept files that are only a part of the published data"
     )
     flip: bool = Field(False, description="mirror training images left-right at random")
+    dequantise: bool = Field(False, description="spread levels over their bins for training")
     steps: Count = Field(description="optimiser steps")
     batch: Count = Field(description="samples a step, over all processes")
     accumulate: Count = Field(1, description="micro batches a step in each process")

@@ -250,19 +250,34 @@ def test_attention_stands_where_asked():
     assert resolutions_of_attention(attention=(16, 4)) == [16, 16, 4, 4, 4, 4, 16]
 
 
-def test_the_progressive_input_joins_after_each_halving():
-    net = awake(build(multipliers=(1, 2, 2), attention=()))
-    x, t, states = torch.randn(1, 2, 8, 8), torch.rand(1), {}
+def calls(net, *args):
+    """The inputs and the result of every module of the network, by name."""
+    seen = {}
     for name, module in net.named_modules():
         module.register_forward_hook(
-            lambda module, inputs, out, name=name: states.update({name: (inputs, out)})
+            lambda module, inputs, out, name=name: seen.update({name: (inputs, out)})
         )
-    net(x, t)
-    path = x
+    net(*args)
+    return seen
+
+
+def test_the_progressive_input_joins_after_each_halving():
+    x = path = torch.randn(1, 2, 8, 8)
+    net = awake(build(multipliers=(1, 2, 2), attention=()))
+    seen = calls(net, x, torch.rand(1))
     for i in (0, 1):
-        assert torch.equal(states[f"paths.{i}"][0][0], path)
-        path = (states[f"downs.{i}"][1] + states[f"paths.{i}"][1]) / 2**0.5
-        torch.testing.assert_close(states[f"encoder.{i + 1}.0.0"][0][0], path)
+        assert torch.equal(seen[f"paths.{i}"][0][0], path)
+        path = (seen[f"downs.{i}"][1] + seen[f"paths.{i}"][1]) / 2**0.5
+        torch.testing.assert_close(seen[f"encoder.{i + 1}.0.0"][0][0], path)
+
+
+def test_swish_follows_the_embedding_and_the_last_norm():
+    seen = calls(awake(build()), torch.randn(1, 2, 8, 8), torch.rand(1))
+    embedding = F.silu(seen["embedding"][1])
+    given = [inputs[0] for name, (inputs, _) in seen.items() if name.endswith(".time")]
+    assert len(given) == 10  # two in the encoder, four in the decoder, down, up and the middle
+    assert all(torch.equal(vector, embedding) for vector in given)
+    assert torch.equal(seen["head"][0][0], F.silu(seen["norm"][1]))
 
 
 def test_images_are_independent_and_see_their_own_time():

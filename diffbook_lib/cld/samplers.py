@@ -161,10 +161,9 @@ def _exponential_step(J: Tensor, b: Tensor, v: Tensor, r: Tensor) -> Tensor:
 
 
 class Sample(NamedTuple):
-    """What a sampler returns: images and velocities (batch, ...) and the network calls made."""
+    """What a sampler returns: images (batch, ...) and the network calls made."""
 
     x: Tensor
-    v: Tensor
     nfe: int
 
 
@@ -174,8 +173,8 @@ def sample(
     """From the prior down to the data; `noise` as `rng.step_noise` makes it."""
     counted = CountCalls(score)
     start = process.prior(State(noise(0), noise(1)))
-    x, v = run(sampler(process, counted, start, times, lambda i: noise(i + 2)))
-    return Sample(x, v, counted.nfe)
+    end = run(sampler(process, counted, start, times, lambda i: noise(i + 2)))
+    return Sample(end.x, counted.nfe)
 
 
 def probability_flow(
@@ -202,7 +201,7 @@ def probability_flow(
     within = {"step_t": interval[1:]}  # no call beyond the end
     x, v = odeint(slope, tuple(state), interval, rtol=rtol, atol=atol, options=within)
     end = _last_drift(process, State(x[-1], v[-1]), torch.tensor(eps, dtype=torch.float64))
-    return Sample(end.x, end.v, counted.nfe)
+    return Sample(end.x, counted.nfe)
 
 
 def _last_drift(process: Langevin, state: State, t: Tensor) -> State:

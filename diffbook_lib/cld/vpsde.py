@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffbook_lib import diffusion, rng
 from diffbook_lib.cld.objective import WEIGHTINGS, Weighting
-from diffbook_lib.cld.samplers import filled, steps
+from diffbook_lib.cld.samplers import Sample, filled, steps
 from diffbook_lib.diffusion import Net, expand
 from diffbook_lib.samplers import CountCalls, Noise, run
 
@@ -83,8 +83,8 @@ def euler_maruyama(
     yield x + end * process.reverse_drift(score, x, filled(end, x))
 
 
-def sample(process: VPSDE, score: Score, times: Tensor, noise: Noise) -> tuple[Tensor, int]:
-    """Images (batch, ...) from noise down to the data by Euler-Maruyama, and network calls."""
+def sample(process: VPSDE, score: Score, times: Tensor, noise: Noise) -> Sample:
+    """From noise down to the data by Euler-Maruyama."""
     counted = CountCalls(score)
     x = run(euler_maruyama(process, counted, noise(0), times, lambda i: noise(i + 1)))
-    return x, counted.nfe
+    return Sample(x, counted.nfe)
