@@ -30,7 +30,9 @@ class Published(records.Model):
 
 
 def keep(folder: str | Path) -> Path:
-    """Copy a run's record to results/<method>/<preset>.json, where the book finds it.
+    """Copy a run's record to results/<method>/<preset>.json, where the book finds it, and its
+    picture of samples, if it has one, beside it. A run with another seed than the preset's is
+    kept under <preset>-seed<number>.
 
     Raises RecordError if the run was not the preset as it stands now.
     """
@@ -40,17 +42,30 @@ def keep(folder: str | Path) -> Path:
     changed = [
         f"  {name}: preset {getattr(preset, name)!r}, run {value!r}"
         for name, value in spec
-        if getattr(preset, name) != value
+        if getattr(preset, name) != value and name != "seed"
     ]
     if changed:
         raise records.RecordError(
             f"{folder} is not a run of the preset {spec.preset} as it stands:\n"
             + "\n".join(changed)
         )
-    file = presets.root() / "results" / spec.method / f"{spec.preset}.json"
+    name = spec.preset if spec.seed == preset.seed else f"{spec.preset}-seed{spec.seed}"
+    file = presets.root() / "results" / spec.method / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
+    picture = Path(folder) / "figures" / "samples.png"
+    if picture.exists():
+        checkpoint.atomic_write(file.with_suffix(".png"), picture.read_bytes())
     return file
+
+
+def recorded(method: str, preset: str) -> list[records.Record]:
+    """The kept records of a preset, one a seed, by seed; RecordError if there is none."""
+    files = (presets.root() / "results" / method).glob("*.json")
+    found = [record for record in map(records.read_record, files) if record.spec.preset == preset]
+    if not found:
+        raise records.RecordError(f"no run of {method} {preset} is kept in results/{method}")
+    return sorted(found, key=lambda record: record.spec.seed)
 
 
 def published(method: str) -> list[Published]:

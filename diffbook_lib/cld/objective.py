@@ -49,9 +49,13 @@ class CLD(Langevin):
 
     def kernel(self, t: Time) -> Kernel:
         """Everything about p(x_t, v_t | x_0), with "dsm" p(x_t, v_t | x_0, v_0), at t (batch,)."""
-        F, hybrid = self.flow(self.B(t)), self.covariance(t)
-        covariance = hybrid if self.objective == "hsm" else self.covariance(t, var_v=0.0)
-        return Kernel(F, cholesky(covariance), hybrid.vv)
+        B, start = self.B(t), self.gamma * self.M
+        F, Q = self.flow(B), self.noise_covariance(B)
+        if self.objective == "hsm":
+            S = self._spread(F, Q, 0.0, start)
+            return Kernel(F, cholesky(S), S.vv)
+        S = self._spread(F, Q, 0.0, 0.0)
+        return Kernel(F, cholesky(S), S.vv + start * F.vv**2)
 
     def ell(self, t: Time) -> Tensor:
         """ell_t = 1 / L_vv: the score of the kernel in v is -ell_t times the velocity noise

@@ -122,8 +122,10 @@ class Langevin:
             slow, gap = torch.exp(B / (self.M * (m - root))), -2 * root * B
             c, s = slow * (1 + torch.exp(gap)) / 2, -slow * torch.expm1(gap) / (2 * root)
         else:
-            c = torch.exp(m * B) * torch.cos(root * B)
-            s = torch.exp(m * B) * B * torch.sinc(root * B / math.pi)
+            c = torch.exp(m * B)
+            s = c * B
+            if d < 0:
+                c, s = c * torch.cos(root * B), s * torch.sinc(root * B / math.pi)
         return Flow(c - m * s, sign * s / self.M, -sign * s, c + m * s)
 
     def noise_covariance(self, B: Tensor, sign: float = 1.0) -> Covariance:
@@ -153,7 +155,11 @@ class Langevin:
         eps_num is included. t (batch,), entries float64 (batch,).
         """
         var_v = self.gamma * self.M if var_v is None else var_v
-        F, Q = self.flow(self.B(t)), self.noise_covariance(self.B(t))
+        B = self.B(t)
+        return self._spread(self.flow(B), self.noise_covariance(B), var_x, var_v)
+
+    def _spread(self, F: Flow, Q: Covariance, var_x: float, var_v: float) -> Covariance:
+        """F diag(var_x, var_v) F^T + Q, and eps_num."""
         return Covariance(
             Q.xx + var_x * F.xx**2 + var_v * F.xv**2 + self.eps_num,
             Q.xv + var_x * F.xx * F.vx + var_v * F.xv * F.vv,
