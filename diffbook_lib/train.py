@@ -73,9 +73,7 @@ def train(
     dataset: "Dataset",
     spec: "RunSpec",
     folder: Path | None = None,
-    *,
-    state: Mapping[str, Stateful] | None = None,
-    processes: int | None = None,
+    **named: Any,
 ) -> Iterator[Progress]:
     """Train `net`, or continue the run in `folder`; at the last event `net` holds its average.
 
@@ -89,11 +87,12 @@ def train(
     Raises ValueError for a batch that does not fit, TrainingDiverged for a loss that is not
     finite, CheckpointError for checkpoints that cannot be written or read.
     """
-    return iter(Trainer(net, loss, dataset, spec, folder, state=state, processes=processes))
+    return iter(Trainer(net, loss, dataset, spec, folder, **named))
 
 
 class Trainer:
-    """One run; iterating over it trains. `ema` is the average of `net` at any event."""
+    """One run, with the arguments of `train`; iterating over it trains. `ema` is the average of
+    `net` at any event."""
 
     def __init__(
         self,

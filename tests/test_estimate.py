@@ -54,3 +54,24 @@ def test_a_checkpoint_has_the_estimated_size(repository):
     actual = checkpoint.newest(run / "checkpoints").path.stat().st_size
     expected = estimate.estimate("cld", "tiny", {"width": 64, "depth": 3}).checkpoint_bytes
     assert actual == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("method", presets.SPECS)
+def test_every_preset_can_be_estimated(method):
+    for name in presets.names(method):
+        cost = estimate.estimate(method, name)
+        assert min(cost.parameters, cost.forward_flops, cost.state_bytes, cost.activation_bytes) > 0
+        assert f"{cost.parameters:,} trainable" in str(cost)
+
+
+@pytest.mark.parametrize(
+    "preset, parameters",
+    {
+        "cifar10": 107_593_859,
+        "celebahq256": 65_466_371,
+        "celebahq256-post": 103_073_795,
+        "toy-published": 50_562,
+    }.items(),
+)
+def test_the_published_networks_of_cld_have_their_number_of_weights(preset, parameters):
+    assert estimate.estimate("cld", preset).parameters == parameters

@@ -3,6 +3,8 @@
 Any other file of the same schema can stand in its place: DIFFBOOK_GOLDEN names the folder.
 """
 
+import copy
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,14 +13,13 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from diffbook_lib import cld, rng
-from diffbook_lib.cld import CLD, State
-from diffbook_lib.diffusion import VP
+from diffbook_lib import cld, metrics, rng
+from diffbook_lib.cld import CLD, VPSDE, Langevin, State
 
-FOLDER = Path(os.environ.get("DIFFBOOK_GOLDEN", Path(__file__).parent / "golden"))
+OWN = Path(__file__).parent / "golden"
+FOLDER = Path(os.environ.get("DIFFBOOK_GOLDEN", OWN))
 GOLDEN = json.loads((FOLDER / "cld.json").read_text())
 TOLERANCES = GOLDEN.get("tolerances", {}).get("numeric", {})
-LATER = "comes with the full CLD chapter"
 
 
 def f64(values):
@@ -26,22 +27,17 @@ def f64(values):
 
 
 def process_of(case, **changes):
-    names = {"M", "Gamma", "beta0", "beta1", "gamma", "eps_num"} & case["params"].keys()
-    return CLD(**{name: case["params"][name] for name in names}, **changes)
-
-
-def hybrid_only(case):
-    if case["params"]["objective"] != "hsm":
-        pytest.skip(LATER)
+    names = {"M", "Gamma", "beta0", "beta1", "gamma", "eps_num", "objective"}
+    return CLD(**{name: case["params"][name] for name in names & case["params"].keys()}, **changes)
 
 
 def state_of(inputs):
     return State(f64(inputs["x"]), f64(inputs["v"]))
 
 
-def start_velocity(process, case):
-    """Variance of v_0 given the condition of the kernel: all of it, or none where v_0 is known."""
-    return process.gamma * process.M if case["params"]["objective"] == "hsm" else 0.0
+def knows_velocity(process):
+    """Whether the kernel is that of denoising score matching, given (x_0, v_0)."""
+    return process.objective == "dsm"
 
 
 def linear_score(inputs):
@@ -65,10 +61,10 @@ def forward_drift(process, state, t):
 
 def perturbation_kernel(case):
     process, i = process_of(case), {k: f64(v) for k, v in case["inputs"].items()}
-    B = process.B(i["t"])
-    F, x0, v0 = process.flow(B), i["x0"], i["v0"]
-    sigma = process.covariance(i["t"], var_v=start_velocity(process, case))
-    L = cld.cholesky(sigma)
+    B, (F, L, _) = process.B(i["t"]), process.kernel(i["t"])
+    x0, v0 = i["x0"], i["v0"] if knows_velocity(process) else torch.zeros_like(i["x0"])
+    sigma = process.covariance(i["t"], var_v=0.0 if knows_velocity(process) else None)
+    likelihood = process_of(case, weighting="likelihood")
     return {
         "B": B,
         "mean_x": torch.outer(F.xx, x0) + torch.outer(F.xv, v0),
@@ -79,8 +75,8 @@ def perturbation_kernel(case):
         "Lxx": L.xx,
         "Lvx": L.vx,
         "Lvv": L.vv,
-        "ell": 1 / L.vv,
-        "lambda_ml": process.friction * process.beta(i["t"]),
+        "ell": process.ell(i["t"]),
+        "lambda_ml": likelihood.weight(i["t"], process.kernel(i["t"])) / process.ell(i["t"]) ** 2,
     }
 
 
@@ -91,9 +87,9 @@ def covariance_general_init(case):
 
 
 def perturb(case):
-    hybrid_only(case)
     process, i = process_of(case), {k: f64(v) for k, v in case["inputs"].items()}
-    state = process.perturb(i["x0"], i["t"], State(i["eps_x"], i["eps_v"]))
+    v0 = i["v0"] if knows_velocity(process) else None
+    state = process.perturb(i["x0"], i["t"], State(i["eps_x"], i["eps_v"]), v0)
     target = -process.ell(i["t"])[:, None] * i["eps_v"]
     return {"x": state.x, "v": state.v, "target_v_score": target}
 
@@ -107,28 +103,36 @@ def forward_sde(case):
 
 
 def reverse_drift(case):
-    if case["inputs"]["probability_flow"]:
-        pytest.skip(LATER)
     process, i = process_of(case), case["inputs"]
     state, t, score = state_of(i), f64(i["forward_t"]), f64(i["v_score"])
-    drift = process.reverse_drift(lambda state, t: score, state, t)
+    ode = i["probability_flow"]
+    drift = process.reverse_drift(lambda state, t: score, state, t, ode=ode)
     _, spread = forward_drift(process, state, t)
-    return {"drift_x": drift.x, "drift_v": drift.v, "diff_v": spread}
+    return {"drift_x": drift.x, "drift_v": drift.v, "diff_v": 0 * spread if ode else spread}
 
 
 def sscs_half_step_A(case):
     i = case["inputs"]
-    if i["num_stab"]:
-        pytest.skip(LATER)
     process, state = process_of(case), state_of(i)
     start, end = f64(1 - i["tau"]), f64(1 - i["tau"] - i["length"])
-    silent = State(torch.zeros_like(state.x), torch.zeros_like(state.x))
-    mean = cld.half_step(process, state, start, end, silent)
-    after = cld.half_step(process, state, start, end, State(f64(i["eps_x"]), f64(i["eps_v"])))
+
+    def half(noise):
+        return cld.half_step(process, state, start, end, noise, num_stab=i["num_stab"])
+
+    mean = half(State(torch.zeros_like(state.x), torch.zeros_like(state.x)))
+    after = half(State(f64(i["eps_x"]), f64(i["eps_v"])))
     b = process.B(start) - process.B(end)
     sigma = process.noise_covariance(b, sign=-1)
-    outputs = {"b_elapsed": b, "Sxx": sigma.xx, "Sxv": sigma.xv, "Svv": sigma.vv}
-    return outputs | {"mean_x": mean.x, "mean_v": mean.v, "x": after.x, "v": after.v}
+    return {
+        "b_elapsed": b,
+        "Sxx": sigma.xx + i["num_stab"],
+        "Sxv": sigma.xv,
+        "Svv": sigma.vv + i["num_stab"],
+        "mean_x": mean.x,
+        "mean_v": mean.v,
+        "x": after.x,
+        "v": after.v,
+    }
 
 
 def sscs_score_step_S(case):
@@ -138,41 +142,43 @@ def sscs_score_step_S(case):
     return {"x": state.x, "v": state.v}
 
 
-def sampler_run(case):
-    i = case["inputs"]
-    if not case.get("strict", True):
-        pytest.skip("not strict: the official code's second half step covers the wrong interval")
+def sampler_run(case, released=None):
+    """`released`: whether the second half step of SSCS repeats the first half of the interval, as
+    in the authors' code; their cases that depend on it are marked as not strict."""
+    i, process = case["inputs"], process_of(case)
+    released = not case.get("strict", True) if released is None else released
+    eps_x, eps_v = f64(i["noise_in_call_order"]).chunk(2, dim=-1)  # (calls, batch, d) each
+    # the released code's last call of nfe is its denoising step; without it, it takes a step more
+    times = cld.time_grid(i["nfe"] + (not i["denoise"]), i["striding"], i["eps"])
+    score, start = linear_score(i), state_of(i)
+    if i["method"] == "em":
+        states = cld.euler_maruyama(process, score, start, times, lambda n: eps_v[n])
+    else:
+        assert i["method"] == "sscs"
+        noise = lambda n: (eps_x, eps_v)[n % 2][n // 2]
+        states = cld.sscs(process, score, start, times, noise, released=released)
+    *_, last, end = states
     if not i["denoise"]:
-        pytest.skip(LATER)
-    draws = f64(i["noise_in_call_order"])  # (calls, batch, 2 d)
-    eps_x, eps_v = draws.chunk(2, dim=-1)
-    sampler, noise = {
-        "em": (cld.euler_maruyama, lambda n: eps_v[n]),
-        "sscs": (cld.sscs, lambda n: (eps_x, eps_v)[n % 2][n // 2]),
-    }[i["method"]]
-    process, times = process_of(case), cld.time_grid(i["nfe"], i["striding"], i["eps"])
-    *_, last, end = sampler(process, linear_score(i), state_of(i), times, noise)
-    # the official denoising step also moves v, for which it calls the network once more
+        return {"x": last.x, "v": last.v}
+    # the released denoising step also moves v, for which it calls the network once more
     t = times[-1].expand(len(last.x))
-    drift = process.reverse_drift(linear_score(i), last, t)
+    drift = process.reverse_drift(score, last, t)
     return {"x": end.x, "v": last.v + times[-1] * drift.v}
 
 
 def score_parameterisation(case):
-    hybrid_only(case)
     i = case["inputs"]
     process, out = process_of(case, mixed_score=i["mixed_score"]), f64(i["net_output"])
     return {"v_score": process.score(lambda u, t, label: out)(state_of(i), f64(i["t"]))}
 
 
 def loss(case):
-    hybrid_only(case)
     i = case["inputs"]
-    if i["weighting"] != "reweightedv2":
-        pytest.skip(LATER)
-    process = process_of(case, mixed_score=i["mixed_score"], loss_eps=i["loss_eps"])
+    choices = {name: i[name] for name in ("mixed_score", "loss_eps", "weighting")}
+    process = process_of(case, **choices)
     x0, out = f64(i["x0"]), f64(i["net_output"])
-    noise = f64(i["noise_in_call_order"])[0].reshape(len(x0), 2, -1)
+    *start, pair = map(f64, i["noise_in_call_order"])  # DSM draws v_0 first
+    noise = torch.stack([*pair.chunk(2, dim=1), *start], dim=1)
     u = (f64(i["t"]) - process.loss_eps) / (1 - process.loss_eps)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rng, "uniform", lambda *args, **kwargs: u)
@@ -187,13 +193,22 @@ def time_grid(case):
 
 def vpsde_kernel(case):
     p, t = case["params"], f64(case["inputs"]["t"])
-    kernel = VP(p["beta0"], p["beta0"] + p["beta1"])
+    kernel = VPSDE(beta0=p["beta0"], beta1=p["beta1"]).kernel
     mean = torch.outer(kernel.alpha(t), f64(case["inputs"]["x0"]))
     return {"mean": mean, "var": kernel.std(t) ** 2}
 
 
-def later(case):
-    pytest.skip(LATER)
+def prior_logp(case):
+    logp = process_of(case).prior_log_density(state_of(case["inputs"]))
+    return {"logp_x": logp.x, "logp_v": logp.v}
+
+
+def nll_bound_and_bpd(case):
+    i = case["inputs"]
+    process, d = Langevin(M=i["M"], gamma=i["gamma"]), i["d"]
+    bound = cld.position_bound(process, -f64(i["joint_nll"]), d)
+    # 257: the released code squeezes 256 levels into bins of width 2 / 256
+    return {"nll_x_bound": -bound, "bpd": metrics.bits(bound, d, levels=257)}
 
 
 KINDS = {
@@ -209,8 +224,8 @@ KINDS = {
     "loss": loss,
     "time_grid": time_grid,
     "vpsde_kernel": vpsde_kernel,
-    "prior_logp": later,
-    "nll_bound_and_bpd": later,
+    "prior_logp": prior_logp,
+    "nll_bound_and_bpd": nll_bound_and_bpd,
 }
 
 # What replaces a default tolerance where the official closed forms lose digits: kind of number,
@@ -245,10 +260,92 @@ def test_the_file_holds_cases():
     assert GOLDEN["cases"], f"{FOLDER / 'cld.json'} holds no cases"
 
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["id"])
-def test_golden(case):
+def check(case):
     assert case["kind"] in KINDS, f"unknown kind {case['kind']!r}; known: {', '.join(KINDS)}"
     outputs = KINDS[case["kind"]](case)
     assert outputs.keys() == case["outputs"].keys()
     for name, expected in case["outputs"].items():
         compare(case, name, outputs[name], expected)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["id"])
+def test_golden(case):
+    check(case)
+
+
+# The comparison itself, on the numbers of this folder.
+
+CASES = json.loads((OWN / "cld.json").read_text())["cases"]
+
+
+def ids_of(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case["id"])
+
+
+@ids_of([case for case in CASES if not case.get("strict", True)])
+def test_only_the_released_half_steps_reproduce_a_case_that_is_not_strict(case):
+    assert case["params"]["beta1"] != 0
+    ours, theirs = sampler_run(case, released=False), sampler_run(case, released=True)
+    for name, expected in case["outputs"].items():
+        compare(case, name, theirs[name], expected)
+        assert float((ours[name] - f64(expected)).abs().max()) > 0.1
+
+
+@ids_of([case for case in CASES if case["kind"] == "sampler_run"])
+def test_a_run_without_denoising_ends_before_the_last_drift(case):
+    """It makes nfe steps, so on a case with one call less it is the same run before denoising."""
+    shorter = copy.deepcopy(case)
+    shorter["inputs"] |= {"denoise": False, "nfe": case["inputs"]["nfe"] - 1}
+    last, end = sampler_run(shorter), sampler_run(case)
+    process, eps = process_of(case), case["inputs"]["eps"]
+    step = process.reverse_drift(
+        linear_score(case["inputs"]), State(**last), f64(eps).expand(len(last["x"]))
+    )
+    torch.testing.assert_close(end["x"], last["x"] + eps * step.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(end["v"], last["v"] + eps * step.v, rtol=1e-12, atol=1e-12)
+
+
+def change_first(values, change):
+    """The nested lists `values` with `change` applied to their first number."""
+    if isinstance(values, list):
+        return [change_first(values[0], change), *values[1:]]
+    return change(values)
+
+
+@ids_of(CASES)
+def test_a_changed_number_is_noticed(case):
+    for name, expected in case["outputs"].items():
+        changed = copy.deepcopy(case)
+        changed["outputs"][name] = change_first(expected, lambda value: 1.001 * value + 1e-7)
+        with pytest.raises(AssertionError):
+            check(changed)
+
+
+def this_file_on(folder, cases, monkeypatch):
+    """This file as it is when DIFFBOOK_GOLDEN names a folder with these cases."""
+    (folder / "cld.json").write_text(json.dumps({"cases": cases}))
+    monkeypatch.setenv("DIFFBOOK_GOLDEN", str(folder))
+    spec = importlib.util.spec_from_file_location("golden_elsewhere", __file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_another_folder_is_read_and_checked(tmp_path, monkeypatch):
+    good, changed, unknown = copy.deepcopy(CASES[:3])
+    changed["outputs"]["Sxx"][-1] += 1e-6
+    unknown["kind"] = "shape"
+    there = this_file_on(tmp_path, [good, changed, unknown], monkeypatch)
+    there.test_the_file_holds_cases()
+    good, changed, unknown = there.GOLDEN["cases"]
+    there.test_golden(good)
+    with pytest.raises(AssertionError, match="not close"):
+        there.test_golden(changed)
+    with pytest.raises(AssertionError, match="unknown kind 'shape'"):
+        there.test_golden(unknown)
+
+
+def test_a_file_without_cases_fails(tmp_path, monkeypatch):
+    there = this_file_on(tmp_path, [], monkeypatch)
+    with pytest.raises(AssertionError, match="holds no cases"):
+        there.test_the_file_holds_cases()

@@ -9,14 +9,20 @@ import textwrap
 from dataclasses import dataclass
 
 import pytest
-import test_cld
+import test_cld_likelihood
+import test_cld_objective
+import test_cld_process
+import test_cld_samplers
+import test_cld_smoothness
+import test_cld_vpsde
 import test_diffusion
 import test_exact
 import test_rng
 import test_samplers
+from worlds import CRITICAL, HEAVY, UNDER
 
 from diffbook_lib import cld, diffusion, exact, rng, samplers
-from diffbook_lib.cld import CLD
+from diffbook_lib.cld import CLD, VPSDE, Langevin, objective, process, vpsde
 
 
 @dataclass
@@ -41,7 +47,6 @@ def swap(monkeypatch, mutation):
     monkeypatch.setattr(function, "__code__", namespace[function.__name__].__code__)
 
 
-UNDER, CRITICAL, HEAVY = test_cld.UNDER, test_cld.CRITICAL, test_cld.HEAVY
 LINE = test_exact.mixture(1)
 
 MUTATIONS = [
@@ -130,85 +135,307 @@ MUTATIONS = [
     ),
     Mutation(
         samplers.log_likelihood,
-        "log_prior + divergence",
-        "log_prior - divergence",
+        "log_prior + changes",
+        "log_prior - changes",
         test_samplers.test_log_likelihood_of_a_gaussian,
     ),
     Mutation(
-        CLD.flow,
+        Langevin.flow,
         "-sign * s, c + m * s",
         "-sign * s, c - m * s",
-        test_cld.test_flow_is_the_matrix_exponential,
+        test_cld_process.test_flow_is_the_matrix_exponential,
         (UNDER, 1.0),
     ),
     Mutation(
-        CLD.noise_covariance,
+        Langevin.noise_covariance,
         "small = B * rates < 1",
         "small = B * rates < 1e-9",
-        test_cld.test_noise_covariance_in_high_precision,
+        test_cld_process.test_noise_covariance_in_high_precision,
         (CRITICAL, 1.0),
     ),
     Mutation(
-        CLD.covariance,
-        "Q.vv + var_x * F.vx**2 + var_v * F.vv**2 + self.eps_num",
-        "Q.vv + var_x * F.vx**2 + var_v * F.vv**2",
-        test_cld.test_eps_num_is_added_to_both_variances_only,
+        Langevin._spread,
+        "var_v * F.vv**2 + self.eps_num",
+        "var_v * F.vv**2",
+        test_cld_process.test_eps_num_is_added_to_both_variances_only,
+    ),
+    Mutation(
+        Langevin.prior,
+        "math.sqrt(self.M)",
+        "self.M",
+        test_cld_process.test_the_prior_is_stationary,
+        (CRITICAL,),
+    ),
+    Mutation(
+        process.normal_log_density,
+        "/ variance + constant",
+        "/ variance - constant",
+        test_cld_process.test_log_density_of_the_prior,
+        (CRITICAL,),
+    ),
+    Mutation(
+        Langevin.reverse_drift,
+        "else 2 * self.friction",
+        "else self.friction",
+        test_cld_process.test_reverse_drift_takes_the_marginals_back,
+        (CRITICAL, 0.7, False),
+    ),
+    Mutation(
+        Langevin.reverse_drift,
+        "self.friction if ode else",
+        "2 * self.friction if ode else",
+        test_cld_process.test_reverse_drift_takes_the_marginals_back,
+        (CRITICAL, 0.7, True),
     ),
     Mutation(
         CLD.ell,
-        "1 / cholesky(self.covariance(t)).vv",
-        "cholesky(self.covariance(t)).vv",
-        test_cld.test_ell,
+        "1 / self.kernel(t).L.vv",
+        "self.kernel(t).L.vv",
+        test_cld_objective.test_ell,
         (1e-4,),
     ),
     Mutation(
-        CLD.perturb,
+        CLD.kernel,
+        "self._spread(F, Q, 0.0, 0.0)",
+        "self._spread(F, Q, 0.0, start)",
+        test_cld_objective.test_the_target_of_dsm_varies_more,
+        (CRITICAL,),
+    ),
+    Mutation(
+        CLD.kernel,
+        "S.vv + start * F.vv**2",
+        "S.vv",
+        test_cld_objective.test_mixed_score_adds_the_score_of_a_gaussian_velocity,
+        (CRITICAL, "dsm"),
+    ),
+    Mutation(
+        objective._sample,
         "expand(L.vx, x0) * noise.x",
         "expand(L.vx, x0) * noise.v",
-        test_cld.test_perturb_has_the_moments_of_the_kernel,
+        test_cld_objective.test_perturb_has_the_moments_of_the_kernel,
+        (CRITICAL,),
+    ),
+    Mutation(
+        objective._sample,
+        "expand(F.xv, x0) * v0",
+        "expand(F.vx, x0) * v0",
+        test_cld_objective.test_perturb_from_a_known_velocity,
         (CRITICAL,),
     ),
     Mutation(
         CLD.alpha,
-        "covariance.vv, out) * state.v",
-        "covariance.vv, out) * state.x",
-        test_cld.test_mixed_score_adds_the_score_of_a_gaussian_velocity,
-        (CRITICAL,),
+        "kernel.var_v, out) * state.v",
+        "kernel.var_v, out) * state.x",
+        test_cld_objective.test_mixed_score_adds_the_score_of_a_gaussian_velocity,
+        (CRITICAL, "hsm"),
     ),
     Mutation(
-        CLD.reverse_drift,
-        "2 * self.friction * score",
-        "self.friction * score",
-        test_cld.test_reverse_drift_takes_the_marginals_back,
-        (CRITICAL, 0.7),
+        CLD.weight,
+        "rate / kernel.L.vv**2",
+        "rate / kernel.L.vv",
+        test_cld_objective.test_weights_at_one_time,
+        (CRITICAL, 0.1),
     ),
     Mutation(
-        CLD.prior, "math.sqrt(self.M)", "self.M", test_cld.test_the_prior_is_stationary, (CRITICAL,)
+        CLD.weight,
+        "self.friction * self.beta(t)",
+        "self.friction * self.beta0",
+        test_cld_objective.test_weights_at_one_time,
+        (HEAVY, 0.5),
+    ),
+    Mutation(
+        cld.time_grid,
+        "1 - (1 - s) ** 2",
+        "s**2",
+        test_cld_samplers.test_time_grid,
+        ("quadratic", 9, 1e-3),
     ),
     Mutation(
         cld.half_step,
         "process.flow(B, sign=-1)",
         "process.flow(B)",
-        test_cld.test_half_step_solves_its_part_of_the_splitting,
+        test_cld_samplers.test_half_step_solves_its_part_of_the_splitting,
+        (CRITICAL,),
+    ),
+    Mutation(
+        cld.half_step,
+        "Q.vv + num_stab",
+        "Q.vv",
+        test_cld_samplers.test_num_stab_is_added_to_both_variances_of_the_noise,
         (CRITICAL,),
     ),
     Mutation(
         cld.score_step,
         "process.beta(t) * h",
         "process.beta(t - h) * h",
-        test_cld.test_score_step,
+        test_cld_samplers.test_score_step,
         (HEAVY,),
     ),
     # the released code's second half step, at home in the first half of the interval
     Mutation(
         cld.sscs,
-        "half_step(process, state, middle, end,",
-        "half_step(process, state, start, middle,",
-        test_cld.test_sscs_covers_the_whole_interval,
+        "else (middle, end)",
+        "else (start, middle)",
+        test_cld_samplers.test_sscs_covers_the_whole_interval,
         (HEAVY,),
     ),
     Mutation(
-        cld.time_grid, "1 - (1 - s) ** 2", "s**2", test_cld.test_time_grid, ("quadratic", 9, 1e-3)
+        cld.sscs,
+        "(start, middle) if",
+        "(middle, end) if",
+        test_cld_samplers.test_released_sscs_uses_the_first_half_twice,
+        (HEAVY,),
+    ),
+    Mutation(
+        cld.sscs2,
+        "half_step(process, state, middle, end,",
+        "half_step(process, state, start, middle,",
+        test_cld_samplers.test_sscs2_covers_the_whole_interval,
+        (HEAVY,),
+    ),
+    # what makes order 2: the score at the middle time, and the velocity there
+    Mutation(
+        cld.midpoint_score_step,
+        "filled(middle, state.x)",
+        "filled(start, state.x)",
+        test_cld_samplers.test_order_of_sscs2,
+        (0.005, "quadratic", CRITICAL),
+    ),
+    Mutation(
+        cld.midpoint_score_step,
+        "b / 2, v, rest)",
+        "b / 2, v, 0 * rest)",
+        test_cld_samplers.test_order_of_sscs2,
+        (1.0, "quadratic", CRITICAL),
+    ),
+    Mutation(
+        cld.sscs2,
+        "state, rest = midpoint",
+        "state, _ = midpoint",
+        test_cld_samplers.test_order_of_sscs2,
+        (1.0, "quadratic", CRITICAL),
+    ),
+    Mutation(
+        cld.midpoint_score_step,
+        "b / 2, v, rest)",
+        "b / 2, v, 0 * rest)",
+        test_cld_samplers.test_order_of_the_midpoint_rule_on_a_nonlinear_score,
+        (CRITICAL, 1.0),
+    ),
+    # any J keeps the order; the right one is exact for its Gaussian
+    Mutation(
+        cld.midpoint_score_step,
+        "J = pull * (slope",
+        "J = -pull * (slope",
+        test_cld_samplers.test_midpoint_score_step_is_exact_for_its_gaussian,
+        (HEAVY, 0.005),
+    ),
+    Mutation(
+        cld.midpoint_score_step,
+        "process.covariance(middle,",
+        "process.covariance(start,",
+        test_cld_samplers.test_midpoint_score_step_is_exact_for_its_gaussian,
+        (HEAVY, 0.005),
+    ),
+    Mutation(
+        cld.euler_maruyama,
+        "process.beta(start) * h",
+        "process.beta(end) * h",
+        test_cld_samplers.test_euler_maruyama_by_hand,
+    ),
+    Mutation(
+        cld.sample,
+        "noise(i + 2)",
+        "noise(i)",
+        test_cld_samplers.test_sample_starts_from_the_prior,
+        (cld.sscs,),
+    ),
+    Mutation(
+        cld.probability_flow,
+        ", options=within",
+        "",
+        test_cld_samplers.test_probability_flow_stays_above_eps_and_counts_its_calls,
+        (1e-3,),
+    ),
+    Mutation(
+        cld.probability_flow,
+        "State(*state), t, ode=True",
+        "State(*state), t",
+        test_cld_samplers.test_probability_flow_is_the_exact_transport,
+        (CRITICAL, 0.2),
+    ),
+    Mutation(
+        cld.log_density,
+        "divergence(-back.v, v, probes)",
+        "divergence(back.v, v, probes)",
+        test_cld_likelihood.test_log_density_of_gaussian_data,
+    ),
+    Mutation(
+        cld.log_density,
+        "prior.x + prior.v",
+        "prior.x",
+        test_cld_likelihood.test_log_density_with_the_score_of_the_prior,
+        (CRITICAL,),
+    ),
+    Mutation(
+        cld.position_bound,
+        "joint + dims",
+        "joint - dims",
+        test_cld_likelihood.test_position_bound_adds_the_entropy_of_the_velocity,
+        (CRITICAL,),
+    ),
+    Mutation(
+        cld.position_bound,
+        "(1 + math.log",
+        "(math.log",
+        test_cld_likelihood.test_position_bound_adds_the_entropy_of_the_velocity,
+        (CRITICAL,),
+    ),
+    Mutation(
+        cld.log_likelihood_bound,
+        "found.log_density - normal",
+        "found.log_density + normal",
+        test_cld_likelihood.test_the_bound_is_tight_for_gaussian_data,
+    ),
+    Mutation(
+        VPSDE.alpha,
+        "self.kernel.std(t), x) * x",
+        "self.kernel.std(t), x) * out",
+        test_cld_vpsde.test_score_of_a_gaussian_world,
+        (VPSDE(), True),
+    ),
+    Mutation(
+        VPSDE.reverse_drift,
+        "* (x / 2 +",
+        "* (x +",
+        test_cld_vpsde.test_reverse_drift_takes_the_marginals_back,
+        (VPSDE(), 0.7),
+    ),
+    Mutation(
+        vpsde.euler_maruyama,
+        "process.beta(start) * h).sqrt()",
+        "process.beta(end) * h).sqrt()",
+        test_cld_vpsde.test_euler_maruyama_by_hand,
+    ),
+    Mutation(
+        cld.jacobian_norm,
+        ".square()",
+        "",
+        test_cld_smoothness.test_jacobian_norm_by_forward_over_rows,
+    ),
+    Mutation(
+        cld.xi,
+        "+ u[:, data.dim :]",
+        "- u[:, data.dim :]",
+        test_cld_smoothness.test_xi_is_zero_for_data_like_the_prior,
+        (0.2,),
+    ),
+    Mutation(
+        cld.xi_vp,
+        "+ alpha * x",
+        "+ x",
+        test_cld_smoothness.test_xi_vp_on_its_own_draws_by_autograd,
+        (0.2,),
     ),
 ]
 

@@ -201,6 +201,22 @@ def test_only_the_preset_itself_is_kept(folder, repository):
         results.keep(repository / "nowhere")
 
 
+def test_runs_of_other_seeds_are_kept_beside_the_preset(folder, repository, spec, tmp_path):
+    write(folder, spec)
+    (folder / "figures").mkdir()
+    (folder / "figures" / "samples.png").write_bytes(b"picture")
+    other = tmp_path / "other"
+    records.start_run(other, presets.resolve("cld", "tiny", {"seed": 3}))
+    write(other, presets.resolve("cld", "tiny", {"seed": 3}))
+    with pytest.raises(RecordError, match="no run of cld tiny is kept"):
+        results.recorded("cld", "tiny")
+    files = [results.keep(run) for run in (other, folder)]
+    assert [file.name for file in files] == ["tiny-seed3.json", "tiny.json"]
+    assert files[1].with_suffix(".png").read_bytes() == b"picture"
+    assert not files[0].with_suffix(".png").exists()
+    assert [record.spec.seed for record in results.recorded("cld", "tiny")] == [0, 3]
+
+
 def test_recalled_figures_are_not_listed(repository):
     (repository / "results").mkdir()
     file = repository / "results" / "published.yaml"

@@ -82,12 +82,33 @@ def test_papermill_alone_runs_a_preset_and_refuses_a_mistyped_parameter(method, 
     assert "did you mean 'steps'" in said
 
 
-def test_cld_on_digits_a_few_steps(tmp_path):
-    """The image branch of the notebook: U-Net, classifier, Fréchet distance."""
-    few = ["-p", "steps", "30", "-p", "samples", "60", "-p", "nfe", "5"]
-    execute(*RUN, "cld", "digits", *few, "--out", tmp_path / "run")
-    names = [metric.name for metric in records.read_record(tmp_path / "run").results]
+FEW = {"steps": 30, "samples": 60, "nfe": 5, "table_nfes": [5], "table_grids": ["quadratic"]}
+
+
+@pytest.mark.parametrize(
+    "preset, changes",
+    [
+        ("digits", {"bound_images": 2}),
+        ("digits", {"bound_images": 0, "objective": "dsm", "sampler": "ode", "table_nfes": []}),
+        ("digits-vpsde", {}),
+        (
+            "digits",
+            {"bound_images": 0, "network": "ncsnpp", "attention": [4], "fir": True, "flip": True},
+        ),
+    ],
+)
+def test_cld_on_images_a_few_steps(preset, changes, tmp_path):
+    """The image branches of the notebook: networks, processes, samplers, measures."""
+    changes = {**FEW, **changes}
+    parameters = [part for name, value in changes.items() for part in ("-p", name, str(value))]
+    execute(*RUN, "cld", preset, *parameters, "--out", tmp_path / "run")
+    record = records.read_record(tmp_path / "run")
+    names = [metric.name for metric in record.results]
     assert "Fréchet distance" in names
+    table = [name for name in names if name.startswith("Fréchet distance, ")]
+    assert len(table) == len(record.spec.table_samplers) * len(changes["table_nfes"])
+    assert ("Bits per dimension, upper bound" in names) == bool(record.spec.bound_images)
+    assert all(metric.details["nfe"] > 0 for metric in record.results)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -63,8 +63,11 @@ class CLD(Langevin):
         return 1 / self.kernel(t).L.vv
 
     def perturb(self, x0: Tensor, t: Tensor, noise: State, v0: Tensor | None = None) -> State:
-        """A sample of the kernel, mean F (x_0, v_0) plus L noise; v_0 is 0, its mean, unless
-        given (with "dsm")."""
+        """A sample of the kernel, mean F (x_0, v_0) plus L noise. "dsm" needs v_0; "hsm" has
+        averaged over it, its mean is 0. Raises ValueError for a v_0 too many or too few."""
+        if (v0 is None) != (self.objective == "hsm"):
+            told = "takes no v0" if self.objective == "hsm" else "needs v0"
+            raise ValueError(f"perturb {told}, because objective is {self.objective!r}")
         return _sample(self.kernel(t), x0, noise, v0)
 
     def alpha(

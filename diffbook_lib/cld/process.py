@@ -59,7 +59,7 @@ class Cholesky(NamedTuple):
 Time = float | Tensor
 Score = Callable[[State, Tensor], Tensor]  # grad_v log p_t(x, v), t (batch,)
 
-# Ten-point Gauss-Legendre quadrature on [0, 1], for `CLD.noise_covariance`.
+# Ten-point Gauss-Legendre quadrature on [0, 1], for `Langevin.noise_covariance`.
 _points, _weights = np.polynomial.legendre.leggauss(10)
 _NODES, _WEIGHTS = torch.from_numpy(_points + 1) / 2, torch.from_numpy(_weights) / 2
 

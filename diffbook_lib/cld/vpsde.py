@@ -31,8 +31,15 @@ class VPSDE:
     mixed_score: bool = True
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting is {self.weighting!r}; it must be one of {WEIGHTINGS}")
+        rules = {
+            "beta0": (self.beta0 > 0, "be positive"),
+            "beta1": (self.beta0 + self.beta1 > 0, "keep beta(1) positive"),
+            "loss_eps": (0 < self.loss_eps < 1, "lie between 0 and 1"),
+            "weighting": (self.weighting in WEIGHTINGS, f"be one of {WEIGHTINGS}"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {rule}")
 
     @property
     def kernel(self) -> diffusion.VP:
