@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
+from networks import awake, same_numbers_every_time  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
-from diffbook_lib import rng
 from diffbook_lib.nets.ncsnpp import (
     FIR,
     NEAR_ZERO,
@@ -25,20 +25,6 @@ from diffbook_lib.nets.ncsnpp import (
     start,
     up,
 )
-
-
-@pytest.fixture(autouse=True)
-def same_numbers_every_time():
-    with rng.seeded(0, "tests"):
-        yield
-
-
-def awake(net):
-    """With every parameter away from its starting value."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net.eval()
 
 
 def build(inputs=2, outputs=1, size=8, **options):

@@ -5,24 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from networks import awake, same_numbers_every_time  # noqa: F401
 from torch.nn import functional as F
 
-from diffbook_lib import rng
 from diffbook_lib.nets.unet import Attention, Downsample, ResidualBlock, UNet, Upsample, group_norm
-
-
-@pytest.fixture(autouse=True)
-def same_numbers_every_time():
-    with rng.seeded(0, "tests"):
-        yield
-
-
-def awake(net):
-    """With every parameter away from its starting value."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net.eval()
 
 
 def build(*sizes, **options):
