@@ -141,8 +141,8 @@ MUTATIONS = [
     ),
     Mutation(
         Langevin.flow,
-        "-sign * s, c + m * s",
-        "-sign * s, c - m * s",
+        "-sign * s, c + slope",
+        "-sign * s, c - slope",
         test_cld_process.test_flow_is_the_matrix_exponential,
         (UNDER, 1.0),
     ),
@@ -154,7 +154,7 @@ MUTATIONS = [
         (CRITICAL, 1.0),
     ),
     Mutation(
-        Langevin._spread,
+        Langevin._started,
         "var_v * F.vv**2 + self.eps_num",
         "var_v * F.vv**2",
         test_cld_process.test_eps_num_is_added_to_both_variances_only,
@@ -196,8 +196,8 @@ MUTATIONS = [
     ),
     Mutation(
         CLD.kernel,
-        "self._spread(F, Q, 0.0, 0.0)",
-        "self._spread(F, Q, 0.0, start)",
+        "self._started(Q, F, 0.0)",
+        "self._started(Q, F, start)",
         test_cld_objective.test_the_target_of_dsm_varies_more,
         (CRITICAL,),
     ),

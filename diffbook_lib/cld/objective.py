@@ -50,11 +50,12 @@ class CLD(Langevin):
     def kernel(self, t: Time) -> Kernel:
         """Everything about p(x_t, v_t | x_0), with "dsm" p(x_t, v_t | x_0, v_0), at t (batch,)."""
         B, start = self.B(t), self.gamma * self.M
-        F, Q = self.flow(B), self.noise_covariance(B)
+        F = self.flow(B)
+        Q = self.noise_covariance(B, F=F)
         if self.objective == "hsm":
-            S = self._spread(F, Q, 0.0, start)
+            S = self._started(Q, F, start)
             return Kernel(F, cholesky(S), S.vv)
-        S = self._spread(F, Q, 0.0, 0.0)
+        S = self._started(Q, F, 0.0)
         return Kernel(F, cholesky(S), S.vv + start * F.vv**2)
 
     def ell(self, t: Time) -> Tensor:
@@ -107,6 +108,8 @@ class CLD(Langevin):
         kernel = self.kernel(t)
         state = _sample(kernel, x0, State(x, v), v0)
         error = (v - self.alpha(net, state, t, kernel, label)).square().flatten(1).sum(dim=1)
+        if self.weighting == "reweightedv2":
+            return error  # of weight 1
         return error * self.weight(t, kernel).to(error.dtype)
 
 

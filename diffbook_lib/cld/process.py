@@ -103,7 +103,7 @@ class Langevin:
     def B(self, t: Time) -> Tensor:
         """Integral of beta from 0 to t."""
         t = torch.as_tensor(t, dtype=torch.float64)
-        return self.beta0 * t + self.beta1 * t**2 / 2
+        return t * (self.beta0 + self.beta1 / 2 * t)
 
     # The linear part: flow and covariance.
 
@@ -126,17 +126,18 @@ class Langevin:
             s = c * B
             if d < 0:
                 c, s = c * torch.cos(root * B), s * torch.sinc(root * B / math.pi)
-        return Flow(c - m * s, sign * s / self.M, -sign * s, c + m * s)
+        slope = m * s
+        return Flow(c - slope, sign / self.M * s, -sign * s, c + slope)
 
-    def noise_covariance(self, B: Tensor, sign: float = 1.0) -> Covariance:
+    def noise_covariance(self, B: Tensor, sign: float = 1.0, F: Flow | None = None) -> Covariance:
         """What the noise alone has added after B: the integral over s in [0, B] of
         2 Gamma f(s) f(s)^T, f the second column of the flow.
 
         For large B it is S - F S F^T with S = diag(1, M) the stationary covariance. For small B
         that difference cancels (the x variance is of order B^3), so there we integrate: a sum of
-        positive terms, right to the last digits.
+        positive terms, right to the last digits. F: the flow over B, if it is at hand.
         """
-        F = self.flow(B, sign)
+        F = F or self.flow(B, sign)
         rates = self.friction / self.M + 1 / math.sqrt(self.M)
         s = B[..., None] * _NODES.to(B.device)
         f = self.flow(s, sign)
@@ -156,14 +157,17 @@ class Langevin:
         """
         var_v = self.gamma * self.M if var_v is None else var_v
         B = self.B(t)
-        return self._spread(self.flow(B), self.noise_covariance(B), var_x, var_v)
+        F = self.flow(B)
+        Q = self.noise_covariance(B, F=F)
+        Q = Covariance(Q.xx + var_x * F.xx**2, Q.xv + var_x * F.xx * F.vx, Q.vv + var_x * F.vx**2)
+        return self._started(Q, F, var_v)
 
-    def _spread(self, F: Flow, Q: Covariance, var_x: float, var_v: float) -> Covariance:
-        """F diag(var_x, var_v) F^T + Q, and eps_num."""
+    def _started(self, Q: Covariance, F: Flow, var_v: float) -> Covariance:
+        """Q, what a v_0 of variance var_v has become, and eps_num."""
         return Covariance(
-            Q.xx + var_x * F.xx**2 + var_v * F.xv**2 + self.eps_num,
-            Q.xv + var_x * F.xx * F.vx + var_v * F.xv * F.vv,
-            Q.vv + var_x * F.vx**2 + var_v * F.vv**2 + self.eps_num,
+            Q.xx + var_v * F.xv**2 + self.eps_num,
+            Q.xv + var_v * F.xv * F.vv,
+            Q.vv + var_v * F.vv**2 + self.eps_num,
         )
 
     # Going back.

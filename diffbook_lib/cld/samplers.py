@@ -110,7 +110,8 @@ def half_step(
     with the coupling reversed and leaves N(0, I) x N(0, M I) as it is. `num_stab` is added to
     both variances of the noise, as the released code can."""
     B = process.B(start) - process.B(end)
-    F, Q = process.flow(B, sign=-1), process.noise_covariance(B, sign=-1)
+    F = process.flow(B, sign=-1)
+    Q = process.noise_covariance(B, sign=-1, F=F)
     L = cholesky(Covariance(Q.xx + num_stab, Q.xv, Q.vv + num_stab))
     x, v = state
     return State(
