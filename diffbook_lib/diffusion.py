@@ -30,6 +30,13 @@ def expand(scalar: Tensor, x: Tensor) -> Tensor:
     return scalar.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def normal_log_density(x: Tensor, variance: float) -> Tensor:
+    """log N(x; 0, variance I) (batch,)."""
+    flat = x.flatten(1)
+    constant = flat.shape[1] * math.log(2 * math.pi * variance)
+    return -(flat.square().sum(dim=1) / variance + constant) / 2
+
+
 # Four names for one estimate. x (batch, ...), sigma (batch,).
 
 

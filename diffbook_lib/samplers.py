@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffbook_lib import rng
-from diffbook_lib.diffusion import Denoiser
+from diffbook_lib.diffusion import Denoiser, normal_log_density
 
 Noise = Callable[[int], Tensor]
 State = TypeVar("State")
@@ -162,9 +162,7 @@ def log_likelihood(
     times = _log_interval(sigma_min, sigma_max, x)
     latents, changes = odeint(slopes, state, times, rtol=rtol, atol=atol, method=method)
     latent = latents[-1]
-    dims = latent[0].numel()
-    squared = latent.flatten(1).square().sum(dim=1) / sigma_max**2
-    log_prior = -squared / 2 - dims / 2 * math.log(2 * math.pi * sigma_max**2)
+    log_prior = normal_log_density(latent, sigma_max**2)
     return log_prior + changes[-1], latent
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributions import Normal
-from worlds import close, f64, fix_draws, in_shares, order, randn, times_drawn
+from worlds import close, f64, fix_draws, in_shares, order, probe_line, randn, times_drawn
 
 from diffbook_lib import cld, exact, rng
 from diffbook_lib.cld import VPSDE, vpsde
@@ -180,22 +180,14 @@ def test_reverse_drift_takes_the_marginals_back(process, t):
 
 def errors_of_sampling(process, times):
     """Of mean and variance before the last step, from the exact law at the first time on."""
-    steps = len(times) - 1
-    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
-    x[1] = 1
-
-    def unit(i):
-        noise = torch.zeros_like(x)
-        noise[2 + i] = 1
-        return noise
-
-    *_, end, _ = vpsde.euler_maruyama(process, gaussian_score(process), x, times, unit)
-    offset, rest = end[0, 0], end[1:, 0] - end[0, 0]
+    score = gaussian_score(process)
+    walk = lambda x, noise: list(vpsde.euler_maruyama(process, score, x, times, noise))[-2]
+    offset, factor, spread = probe_line(walk, len(times) - 1)
     mean, variance = moments(process, times[0])
     expected_mean, expected_variance = moments(process, times[-1])
-    variance = rest[0] ** 2 * variance + rest[1:].square().sum()
+    variance = factor**2 * variance + spread.square().sum()
     return [
-        float((offset + rest[0] * mean - expected_mean).abs()),
+        float((offset + factor * mean - expected_mean).abs()),
         float((variance - expected_variance).abs()),
     ]
 

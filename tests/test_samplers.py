@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from worlds import probe_line
 
 from diffbook_lib import exact, rng, samplers
 from diffbook_lib.diffusion import VP
@@ -45,18 +46,12 @@ def keyed(shape):
 
 def coefficients(sampler, sigmas, denoiser=WORLD):
     """The end point as offset + a x + sum of b_i noise_i, by probing: (offset, a, b (steps,))."""
-    steps = len(sigmas) - 1
-    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
-    x[1] = 1
 
-    def unit(i):
-        noise = torch.zeros_like(x)
-        noise[2 + i] = 1
-        return noise
+    def walk(x, noise):
+        return run(sampler(denoiser, x, sigmas, *([noise] if sampler in RANDOM else [])))
 
-    noise = (unit,) if sampler in RANDOM else ()
-    end = run(sampler(denoiser, x, sigmas, *noise))[:, 0]
-    return float(end[0]), float(end[1] - end[0]), end[2:] - end[0]
+    offset, a, b = probe_line(walk, len(sigmas) - 1)
+    return float(offset), float(a), b
 
 
 def moments(sampler, sigmas):

@@ -89,20 +89,31 @@ def integrated_covariance(process, start, t, sign=1.0):
     return torch.from_numpy(path.y[:, -1].reshape(2, 2))
 
 
+def units(rows, first):
+    """noise(i) (rows, 1) that is one in row first + i and zero elsewhere."""
+
+    def unit(i):
+        noise = torch.zeros(rows, 1, dtype=torch.float64)
+        noise[first + i] = 1
+        return noise
+
+    return unit
+
+
+def probe_line(walk, draws):
+    """The affine map `walk(x, noise)` of one coordinate x, `noise(i)` being draw i < draws:
+    (offset, factor, noise coefficients (draws,))."""
+    x = units(draws + 2, 1)(0)
+    end = walk(x, units(draws + 2, 2))[:, 0]
+    return end[0], end[1] - end[0], end[2:] - end[0]
+
+
 def probe(step, draws):
     """The affine map `step(state, noise)` of one coordinate, `noise(i)` being draw i < draws:
     (offset (2,), matrix (2, 2), noise matrix (2, draws)). A step that returns k columns gives
     2k rows, those of x first."""
-    basis = torch.zeros(draws + 3, 1, dtype=torch.float64)
-    x, v = basis.clone(), basis.clone()
-    x[1], v[2] = 1, 1
-
-    def unit(i):
-        noise = basis.clone()
-        noise[3 + i] = 1
-        return noise
-
-    rows = torch.cat(step(State(x, v), unit), dim=1)
+    unit = units(draws + 3, 1)
+    rows = torch.cat(step(State(unit(0), unit(1)), units(draws + 3, 3)), dim=1)
     offset, rest = rows[0], (rows[1:] - rows[0]).T
     return offset, rest[:, :2], rest[:, 2:]
 

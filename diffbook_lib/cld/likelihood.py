@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffbook_lib.cld.process import Langevin, Score, State, normal_log_density
+from diffbook_lib.cld.process import Langevin, Score, State
+from diffbook_lib.diffusion import normal_log_density
 from diffbook_lib.samplers import CountCalls, divergence
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffbook_lib import exact
-from diffbook_lib.diffusion import expand
+from diffbook_lib.diffusion import expand, normal_log_density
 
 
 class State(NamedTuple):
@@ -214,13 +214,6 @@ class Langevin:
         pull = self.friction if ode else 2 * self.friction
         push = x + self.friction / self.M * v + pull * score(state, t)
         return State(-beta * v / self.M, beta * push)
-
-
-def normal_log_density(x: Tensor, variance: float) -> Tensor:
-    """log N(x; 0, variance I) (batch,)."""
-    flat = x.flatten(1)
-    constant = flat.shape[1] * math.log(2 * math.pi * variance)
-    return -(flat.square().sum(dim=1) / variance + constant) / 2
 
 
 def cholesky(covariance: Covariance) -> Cholesky:

@@ -15,7 +15,7 @@ from diffbook_lib.cld.process import Covariance, Langevin, Score, State, cholesk
 from diffbook_lib.samplers import CountCalls, Noise, run
 
 Sampler = Callable[[Langevin, Score, State, Tensor, Noise], Iterator[State]]
-DATA_VAR = 0.005  # of `sscs2`: the nine modes and the digits of the book do well with it
+DATA_VAR = 0.005  # of `sscs2`: for data in sharp modes; 0.1 suits digits
 
 
 def time_grid(nfe: int, kind: str = "quadratic", eps: float = 1e-3) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffbook_lib.nets.unet import apply_each, check_size
+
 NEAR_ZERO = 1e-10
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -199,7 +201,7 @@ class NCSNpp(nn.Module):
         time_embedding: str = "fourier",
     ) -> None:
         super().__init__()
-        _check_size(size, multipliers)
+        check_size(size, multipliers)
         self.embedding = TimeEmbedding(channels, time_embedding)
         self.stem = conv(inputs, channels)
         block = partial(ResidualBlock, width=4 * channels, dropout=dropout)
@@ -236,24 +238,15 @@ class NCSNpp(nn.Module):
                     h = path = merge(h, self.paths[i - 1](path))
                 skips.append(h)
             for modules in level.children():
-                h = _apply(modules, h, embedding)
+                h = apply_each(modules, h, embedding)
                 skips.append(h)
-        h = _apply(self.middle, h, embedding)
+        h = apply_each(self.middle, h, embedding)
         for i, level in reversed(list(enumerate(self.decoder))):
             for modules in level.children():
-                h = _apply(modules, torch.cat([h, skips.pop()], dim=1), embedding)
+                h = apply_each(modules, torch.cat([h, skips.pop()], dim=1), embedding)
             if i:
                 h = self.ups[i - 1](h, embedding)
         return self.head(F.silu(self.norm(h)))
-
-
-def _check_size(size: int, multipliers: Sequence[int]) -> None:
-    halvings = len(multipliers) - 1
-    if size % 2**halvings:
-        raise ValueError(
-            f"size {size} cannot be halved {halvings} times; "
-            f"use fewer multipliers than {tuple(multipliers)}"
-        )
 
 
 def _level(block, inputs: list[int], outputs: int, attend: list[bool]) -> nn.ModuleList:
@@ -262,9 +255,3 @@ def _level(block, inputs: list[int], outputs: int, attend: list[bool]) -> nn.Mod
     for c, attends in zip(inputs, attend, strict=True):
         level.append(nn.ModuleList([block(c, outputs)] + [Attention(outputs)] * attends))
     return level
-
-
-def _apply(modules, h: Tensor, embedding: Tensor) -> Tensor:
-    for module in modules:
-        h = module(h, embedding)
-    return h

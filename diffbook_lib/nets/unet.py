@@ -112,11 +112,7 @@ class UNet(nn.Module):
         log_noise: bool = False,
     ) -> None:
         super().__init__()
-        if size % 2 ** (len(multipliers) - 1):
-            raise ValueError(
-                f"size {size} cannot be halved {len(multipliers) - 1} times; "
-                f"use fewer multipliers than {tuple(multipliers)}"
-            )
+        check_size(size, multipliers)
         self.classes = classes
         width = 4 * channels
         self.embedding = NoiseEmbedding(width, log=log_noise)
@@ -159,11 +155,11 @@ class UNet(nn.Module):
         h = self.stem(x)
         skips = [h]
         for modules in self.encoder:
-            h = _apply(modules, h, embedding)
+            h = apply_each(modules, h, embedding)
             skips.append(h)
-        h = _apply(self.middle, h, embedding)
+        h = apply_each(self.middle, h, embedding)
         for modules in self.decoder:
-            h = _apply(modules, torch.cat([h, skips.pop()], dim=1), embedding)
+            h = apply_each(modules, torch.cat([h, skips.pop()], dim=1), embedding)
         return self.head(F.silu(self.norm(h)))
 
     def _embed(self, noise: Tensor, label: Tensor | None) -> Tensor:
@@ -177,7 +173,18 @@ class UNet(nn.Module):
         return embedding + self.label_embedding(label)
 
 
-def _apply(modules, h: Tensor, embedding: Tensor) -> Tensor:
+def check_size(size: int, multipliers: Sequence[int]) -> None:
+    """ValueError unless images of this size can be halved once for every further multiplier."""
+    halvings = len(multipliers) - 1
+    if size % 2**halvings:
+        raise ValueError(
+            f"size {size} cannot be halved {halvings} times; "
+            f"use fewer multipliers than {tuple(multipliers)}"
+        )
+
+
+def apply_each(modules, h: Tensor, embedding: Tensor) -> Tensor:
+    """h after all of the modules, each of which also takes the embedding."""
     for module in modules:
         h = module(h, embedding)
     return h
