@@ -8,24 +8,26 @@ from typing import Any
 
 import click
 
-from diffbook_lib import presets
+from diffbook_lib import specs
+from diffbook_lib.errors import DiffbookError, Refused
+from diffbook_lib.runs import presets
 
 
 class Commands(click.Group):
-    """Turns the library's errors into one message: exit 2 if refused, 1 if a run failed."""
+    """Turns the library's own errors into one message: exit 2 if refused, 1 if a run failed.
+    Anything else is a defect and shows its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort):
-            raise
-        except (ValueError, RuntimeError, OSError) as error:
+        except DiffbookError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(2 if isinstance(error, ValueError) else 1)
+            ctx.exit(2 if isinstance(error, Refused) else 1)
 
 
 def value(text: str) -> Any:
-    """The value of a parameter given as text: number, true, false, null, [list], else text."""
+    """The value of a parameter given as text: number, true, false, null, [list], {mapping}, else
+    text."""
     for number in (int, float):
         try:
             return number(text)
@@ -34,14 +36,16 @@ def value(text: str) -> Any:
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
-    if not text.startswith("["):
+    if not text.startswith(("[", "{")):
         return text
     import yaml
 
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise presets.PresetError(f"{text!r} is no list; write for example '[1, 2]'") from None
+        raise Refused(
+            f"{text!r} is no list or mapping; write for example '[1, 2]' or '{{seed: [0, 1]}}'"
+        ) from None
 
 
 def preset_arguments(command: Callable) -> Callable:
@@ -68,15 +72,14 @@ def main() -> None:
 @click.argument("method", required=False)
 def presets_command(method: str | None) -> None:
     """What can be run, one line each; for one METHOD its parameters too."""
-    for chosen in [method] if method else presets.SPECS:
+    for chosen in [method] if method else specs.methods():
         for name in presets.names(chosen):
             click.echo(f"{chosen:<12} {name:<12} {presets.summary(chosen, name)}")
     if method:
-        click.echo("\nparameters, with the notebook's defaults:")
-        fields = presets.spec_class(method).model_fields
-        for name, default in presets.defaults(presets.notebook_path(method)).items():
-            if name in fields:
-                click.echo(f"  {name:<18} {default!r:<14} {fields[name].description}")
+        click.echo("\nparameters, with their defaults:")
+        for name, field in specs.find(method).model_fields.items():
+            default = "(none)" if field.is_required() else repr(field.default)
+            click.echo(f"  {name:<18} {default:<18} {field.description}")
 
 
 @main.command()
@@ -90,10 +93,10 @@ def estimate(
     method: str, preset: str, parameters: list, gpu: str, utilisation: float, as_json: bool
 ) -> None:
     """Parameters, FLOPs, memory and GPU hours of a run; starts nothing."""
-    from diffbook_lib.estimate import estimate
+    from diffbook_lib.runs.estimate import estimate
 
-    overrides = {name: value(text) for name, text in parameters}
-    found = estimate(method, preset, overrides, gpu, utilisation)
+    changes = {name: value(text) for name, text in parameters}
+    found = estimate(method, preset, changes, gpu, utilisation)
     click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found)
 
 
@@ -124,23 +127,32 @@ def run(
     **slurm: Any,
 ) -> None:
     """Run a preset: papermill on nbs/METHOD.ipynb. The same command again continues."""
-    from diffbook_lib import jobs, records
+    from diffbook_lib.runs import folder, jobs
 
-    overrides = {name: value(text) for name, text in parameters}
+    changes = {name: value(text) for name, text in parameters}
     if prepare:
-        plan = jobs.prepare(method, preset, overrides, out, processes)
-        click.echo(records.start_run(plan.folder, plan.spec) / "spec.json")
+        plan = jobs.prepare(method, preset, changes, out, processes)
+        click.echo(folder.open_run(plan.folder, plan.spec) / "spec.json")
     else:
-        jobs.run(method, preset, overrides, out, processes, where, **slurm)
+        jobs.run(method, preset, changes, out, processes, where, **slurm)
 
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def train(folder: Path) -> None:
     """The training process alone: what torchrun and Slurm start. DIR holds spec.json."""
-    from diffbook_lib import jobs
+    from diffbook_lib.runs import jobs
 
     jobs.train_folder(folder)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def sample(folder: Path) -> None:
+    """The sampling process alone: draws what the trained run in DIR lacks."""
+    from diffbook_lib.runs import jobs
+
+    jobs.sample_folder(folder)
 
 
 @main.command()
@@ -148,13 +160,13 @@ def train(folder: Path) -> None:
 @click.option("--keep", metavar="DIR", help="Copy the record of the run in DIR to results/.")
 def results(method: str | None, keep: str | None) -> None:
     """The table of recorded runs beside the published figures."""
-    from diffbook_lib import results
+    from diffbook_lib.runs import results
 
     if keep:
         click.echo(results.keep(keep))
         return
-    for chosen in [method] if method else presets.SPECS:
-        presets.spec_class(chosen)
+    for chosen in [method] if method else specs.methods():
+        specs.find(chosen)
         click.echo(results.table(chosen, local=True))
 
 

@@ -1,86 +1,193 @@
-"""A miniature of the repository: a run notebook and presets small enough for tests."""
+"""A miniature of the repository: two methods with run notebooks and presets, small enough for
+tests. `counts` has integer data and state, `ladder` a sweep, a projection and two averages."""
 
 import json
+import os
 from pathlib import Path
 
+MINIATURES = Path(__file__).parent / "miniatures"
 PARAMETERS = """\
-out = ""
-processes = 1
-preset = "tiny"
-seed = 0
-dataset = "mixture9"
-steps: int = 6  # optimiser steps
-batch = 8
-accumulate = 1
-lr = 1.0e-2
-mixed_score = True
-network = "mlp"
-width = 8
-depth = 1
-checkpoint_every = 2
-log_every = 2
+preset: str = "tiny"
+out: str = ""
+processes: int = 1
 """
 START = """\
-from diffbook_lib import presets, records
+from diffbook_lib import runs
 
-spec = presets.collect("cld", globals())
-run = records.open_run(out, spec)
+spec = runs.collect("METHOD", globals())
+run = runs.open_run(out, spec)
 """
-DATA = """\
+TRAIN = "members = runs.train_members(spec, run, globals(), processes)\n"
+RECORD = """\
+samples = [drawn for member in members for drawn in runs.sample(member, processes)]
+graded = runs.grade(samples, judge)
+runs.finish(run, spec, members, samples, graded, processes=processes)
+"""
+COUNTS = {
+    ("build", "data"): """\
 from diffbook_lib import data
 
-dataset = data.load(spec.dataset)
-"""
-NETWORK = """\
+dataset = data.training(spec).as_levels()
+""",
+    ("build", "network"): """\
 import torch
-from diffbook_lib.nets.mlp import MLP
+from torch import nn
 
-torch.manual_seed(spec.seed)
-net = MLP(2, 2, spec.width, spec.depth)
-example = (torch.zeros(1, 2), torch.ones(1))
-"""
-METHOD = """\
 from diffbook_lib import rng
 
+with rng.seeded(spec.seed, "network"):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 64 * 17))
+example = (torch.ones(1, 1, 8, 8),)
+""",
+    ("build",): """\
+from torch.nn import functional as F
 
-def loss(net, batch, generator):
-    noise = rng.normal(batch.x.shape, generator)
-    return (net(batch.x + noise, torch.ones(len(noise))) - noise).square().sum(1)
-"""
-TRAIN = """\
-from diffbook_lib import jobs, train
-
-if processes > 1:
-    jobs.torchrun(run, processes)
-else:
-    last = train.watch(train.train(net, loss, dataset, spec, run), spec)
-"""
-RECORD = """\
-print("weights are", sum(float(p.sum()) for p in net.parameters()))
-records.write_record(
-    run, spec, [records.Metric(name="nothing", value=1.5, samples=8, seed=0)], seconds=1.0
-)
-"""
+from diffbook_lib import runs
 
 
-def write(folder: Path, train: str = TRAIN) -> Path:
-    """nbs/cld.ipynb and its presets `tiny` and `small` under `folder`."""
+class Dual(nn.Module):
+    \"\"\"The multiplier of a constraint, and the average of what it constrains.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(()))
+
+    def after_step(self, step, measures):
+        self.value.add_(spec.rate * (measures["dark"] - spec.threshold)).clamp_(min=0)
+        self.average.lerp_(measures["dark"], 0.1)
+
+
+dual = Dual()
+
+
+def loss(net, batch, source):
+    hidden = rng.uniform(batch.x.shape, source) < 0.5
+    seen = torch.where(hidden, 0.0, batch.x / 16)
+    logits = net(seen).view(len(seen), 64, 17).transpose(1, 2)
+    each = F.cross_entropy(logits, batch.x.flatten(1), reduction="none")
+    dark = (each * (batch.x.flatten(1) == 0)).sum(1) / 32
+    return each.mean(1) + dual.value * dark, {"dark": dark}
+
+
+task = runs.Task(net, loss, dataset, state={"dual": dual})
+""",
+    ("sample",): """\
+def draw(numbers):
+    u = rng.image_uniform(spec.noise_seed, "levels", numbers, (64, 1))
+    blank = torch.zeros(len(numbers), 1, 8, 8)
+    steps = net(blank).view(-1, 64, 17).softmax(2).cumsum(2)
+    return (u > steps).sum(2).clamp(max=16).view(-1, 1, 8, 8).to(torch.uint8), 1
+""",
+    (): """\
+from diffbook_lib.metrics import Measurement
+
+
+def judge(x):
+    return [Measurement("Mean level", x.double().mean().item(), len(x), spec.noise_seed)]
+""",
+}
+LADDER = {
+    ("build", "data"): "from diffbook_lib import data\n\ndataset = data.training(spec)\n",
+    ("build", "network"): """\
+import torch
+
+from diffbook_lib import rng
+from diffbook_lib.nets.mlp import MLP
+
+with rng.seeded(spec.seed, "network"):
+    net = MLP(2, 2, spec.width, spec.depth)
+example = (torch.ones(1, 2), torch.ones(1))
+""",
+    ("build",): """\
+from diffbook_lib import diffusion, runs
+
+edm = diffusion.EDM(**spec.arguments(diffusion.EDM))
+
+
+def loss(net, batch, source):
+    return edm.loss(net, batch.x, source)
+
+
+@torch.no_grad()
+def project(step, measures):
+    net.stem.weight.div_(net.stem.weight.norm())
+
+
+task = runs.Task(net, loss, dataset, after_step=project)
+""",
+    ("sample",): """\
+from diffbook_lib import samplers
+
+
+def draw(numbers, nfe):
+    sigmas = samplers.karras_sigmas(nfe, 0.02, 20.0)
+    start = sigmas[0].float() * rng.start_noise(spec.noise_seed, numbers, (2,))
+    denoiser = samplers.CountCalls(edm.denoiser(net))
+    return samplers.run(samplers.ddim(denoiser, start, sigmas)), denoiser.nfe
+""",
+    (): """\
+from diffbook_lib.metrics import Measurement
+
+
+def judge(x):
+    return [Measurement("Spread", x.double().std().item(), len(x), spec.noise_seed)]
+""",
+}
+METHODS = {"counts": COUNTS, "ladder": LADDER}
+PRESETS = {
+    "counts": {
+        "tiny": "dataset: digits\nsteps: 6\nbatch: 12\nlr: 1.0e-2\ncheckpoint_every: 2\n"
+        "log_every: 2\nsamples: 10\nsample_batch: 4\n",
+        "long": "dataset: digits\nsteps: 300\nbatch: 12\nlr: 3.0e-3\ncheckpoint_every: 10\n"
+        "log_every: 5\nsamples: 400\nsample_batch: 4\n",
+    },
+    "ladder": {
+        "tiny": "dataset: mixture9\nsteps: 6\nbatch: 12\nlr: 1.0e-2\ncheckpoint_every: 2\n"
+        "log_every: 2\nema: [power-0.1, classic-0.9]\nsamples: 10\nsample_batch: 4\n"
+        "width: 8\ndepth: 1\n",
+        "sweep": "dataset: mixture9\nsteps: 40\nbatch: 12\nlr: 1.0e-2\ncheckpoint_every: 5\n"
+        "log_every: 5\nema: [power-0.1, classic-0.9]\nsnapshot_every: 20\nsamples: 40\n"
+        "sample_batch: 4\ndepth: 1\ntable: {nfe: [3]}\n"
+        "sweep: {seed: [0, 1, 2], width: [8, 16]}\n",
+    },
+}
+
+
+def write(folder: Path) -> Path:
+    """The run notebooks of both methods and their presets under `folder`."""
+    for method, cells in METHODS.items():
+        write_notebook(folder, method, cells)
+        presets = folder / "nbs" / "presets" / method
+        presets.mkdir(parents=True)
+        for name, text in PRESETS[method].items():
+            (presets / f"{name}.yaml").write_text(f"# The {name} one\npreset: {name}\n{text}")
+    return folder
+
+
+def write_notebook(folder: Path, method: str, middle: dict, train: str = TRAIN) -> None:
+    """nbs/METHOD.ipynb with the cells `middle` between start and training."""
     cells = [
         cell(PARAMETERS, "parameters"),
-        cell(START),
-        cell(DATA, "build", "data"),
-        cell(NETWORK, "build", "network"),
-        cell(METHOD, "build"),
+        cell(START.replace("METHOD", method)),
+        *(cell(source, *tags) for tags, source in middle.items()),
         cell(train),
         cell(RECORD),
     ]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    presets = folder / "nbs" / "presets" / "cld"
-    presets.mkdir(parents=True)
-    (folder / "nbs" / "cld.ipynb").write_text(json.dumps(notebook))
-    (presets / "tiny.yaml").write_text("# Nearly nothing\npreset: tiny\n")
-    (presets / "small.yaml").write_text("# A little more\npreset: small\nsteps: 40\nlr: 1.0e-3\n")
-    return folder
+    (folder / "nbs").mkdir(exist_ok=True)
+    (folder / "nbs" / f"{method}.ipynb").write_text(json.dumps(notebook))
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a process needs to run the miniatures in `root`."""
+    library = Path(__file__).parents[1]
+    return {
+        **os.environ,
+        "DIFFBOOK_ROOT": str(root),
+        "PYTHONPATH": f"{MINIATURES}:{library}",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def cell(source: str, *tags: str) -> dict:

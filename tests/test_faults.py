@@ -13,35 +13,48 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffbook_lib import checkpoint
+from diffbook_lib.runs import checkpoint, launch
 
 TRAIN = """
 import os, resource, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from diffbook_lib import rng, train
+from diffbook_lib import rng
 from diffbook_lib.data import ArrayDataset
+from diffbook_lib.runs import training
+from diffbook_lib.runs.task import Task
+from diffbook_lib.specs import RunSpec
 
 folder, steps, every, limit = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-spec = SimpleNamespace(
-    seed=3, steps=steps, batch=8, accumulate=2, lr=1e-2, schedule="cosine", warmup_steps=50,
-    adam_beta1=0.9, adam_beta2=0.99, weight_decay=0.0, clip=1.0, ema="power", ema_value=0.1,
-    precision="fp32", checkpoint_every=every, log_every=10,
+spec = RunSpec(
+    method="none", preset="test", dataset="points", seed=3, steps=steps, batch=8, accumulate=2,
+    lr=1e-2, schedule="cosine", warmup_steps=50, adam_beta2=0.99, ema=["power-0.1"],
+    checkpoint_every=every, log_every=10,
 )
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 2))
 dataset = ArrayDataset(torch.randn(100, 2), levels=None)
 
+class Dual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.tensor(0.0))
+
+    def after_step(self, step, measures):
+        self.value += 0.1 * (measures["loss"] - 0.5)
+
+dual = Dual()
+
 def loss(net, batch, generator):
     noise = rng.normal(batch.x.shape, generator)
-    return (net(batch.x + noise) - batch.x).square().mean(1)
+    losses = (net(batch.x + noise) - batch.x).square().mean(1)
+    return losses * (1 + dual.value), {"loss": losses}
 
 ready = False
-for event in train.train(net, loss, dataset, spec, folder):
+for event in training.events(Task(net, loss, dataset, {"dual": dual}), spec, folder):
     if not ready and not event.resumed:
         print(time.monotonic(), flush=True)
         ready = True
@@ -130,7 +143,7 @@ def test_killed_at_twenty_random_moments(start, tmp_path):
 @pytest.mark.slow
 def test_one_process_and_two_agree(start, tmp_path):
     """To rounding; a run begun by two processes is continued by one."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = launch.command(tmp_path, 2, "train")[1:-4]
     two = start("two", launcher=torchrun)
     finish(start("one"))
     finish(two)

@@ -5,12 +5,13 @@ Records that the book quotes are kept under `results/<method>/`, published figur
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
 
-from diffbook_lib import checkpoint, presets, records
+from diffbook_lib import files, specs
+from diffbook_lib.runs import presets, records
 
 
 class Published(records.Model):
@@ -31,8 +32,7 @@ class Published(records.Model):
 
 def keep(folder: str | Path) -> Path:
     """Copy a run's record to results/<method>/<preset>.json, where the book finds it, and its
-    picture of samples, if it has one, beside it. A run with another seed than the preset's is
-    kept under <preset>-seed<number>.
+    picture of samples, if it has one, beside it.
 
     Raises RecordError if the run was not the preset as it stands now.
     """
@@ -42,30 +42,32 @@ def keep(folder: str | Path) -> Path:
     changed = [
         f"  {name}: preset {getattr(preset, name)!r}, run {value!r}"
         for name, value in spec
-        if getattr(preset, name) != value and name != "seed"
+        if getattr(preset, name) != value
     ]
     if changed:
         raise records.RecordError(
             f"{folder} is not a run of the preset {spec.preset} as it stands:\n"
             + "\n".join(changed)
         )
-    name = spec.preset if spec.seed == preset.seed else f"{spec.preset}-seed{spec.seed}"
-    file = presets.root() / "results" / spec.method / f"{name}.json"
+    file = _kept(spec.method, spec.preset)
     file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
+    files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
     picture = Path(folder) / "figures" / "samples.png"
     if picture.exists():
-        checkpoint.atomic_write(file.with_suffix(".png"), picture.read_bytes())
+        files.atomic_write(file.with_suffix(".png"), picture.read_bytes())
     return file
 
 
-def recorded(method: str, preset: str) -> list[records.Record]:
-    """The kept records of a preset, one a seed, by seed; RecordError if there is none."""
-    files = (presets.root() / "results" / method).glob("*.json")
-    found = [record for record in map(records.read_record, files) if record.spec.preset == preset]
-    if not found:
-        raise records.RecordError(f"no run of {method} {preset} is kept in results/{method}")
-    return sorted(found, key=lambda record: record.spec.seed)
+def recorded(method: str, preset: str) -> records.Record:
+    """The kept record of a preset, its members together; RecordError if there is none."""
+    file = _kept(method, specs.check_name(preset))
+    if not file.exists():
+        raise records.RecordError(f"no run of {method} {preset} is kept in {file.parent}")
+    return records.read_record(file)
+
+
+def _kept(method: str, preset: str) -> Path:
+    return presets.root() / "results" / method / f"{preset}.json"
 
 
 def published(method: str) -> list[Published]:
@@ -86,10 +88,10 @@ class Row(NamedTuple):
     method: str
     ours: bool
     figure: str
+    at: str
     value: str
     floor: str
     samples: str
-    seed: str
     scale: str
     hardware: str
     source: str
@@ -101,41 +103,44 @@ def rows(method: str, local: bool = False) -> list[Row]:
     A published figure's source ends in its tag: where it was read.
     """
     home = presets.root()
-    files = sorted((home / "results" / method).glob("*.json"))
+    found = sorted((home / "results" / method).glob("*.json"))
     if local:
-        files += sorted((home / "runs").glob(f"{method}-*/record.json"))
-    ours = [row for file in files for row in _rows_of(file, str(file.relative_to(home)))]
+        found += sorted((home / "runs").glob(f"{method}-*/record.json"))
+    ours = [row for file in found for row in _rows_of(file, str(file.relative_to(home)))]
     theirs = [
-        Row(method, False, entry.figure, entry.value, "", "", "", "", "", entry.label())
+        Row(method, False, entry.figure, "", entry.value, "", "", "", "", entry.label())
         for entry in published(method)
     ]
     return ours + theirs
 
 
 def _rows_of(file: Path, source: str) -> list[Row]:
+    """One line a figure; the seeds of a sweep make one line together."""
     record = records.read_record(file)
     spec = record.spec
     scale = f"{spec.dataset}, {spec.steps} steps of {spec.batch}"
-    hardware = f"{record.hardware}, {record.seconds:.0f} s"
-
-    def show(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return [
-        Row(
-            spec.method,
-            True,
-            metric.name,
-            show(metric.value),
-            show(metric.floor),
-            show(metric.samples),
-            show(metric.seed),
-            scale,
-            hardware,
-            source,
+    hardware = f"{record.hardware}, {record.training_seconds:.0f} s of training"
+    spread = {(s.name, _words(s.at)): s for s in record.spreads}
+    seen, lines = set(), []
+    for found in record.results:
+        at = {name: value for name, value in found.at.items() if name != "seed"}
+        key = found.name, _words(at)
+        over = spread.get(key)
+        if over and key in seen:
+            continue
+        seen.add(key)
+        place = key[1] if over else _words(found.at)
+        value = f"{over.mean:.4g} ± {over.std:.2g}" if over else f"{found.value:.4g}"
+        floor = "" if found.floor is None else f"{found.floor:.4g}"
+        count = f"{found.samples}" + (f", {over.seeds} seeds" if over else "")
+        lines.append(
+            Row(spec.method, True, found.name, place, value, floor, count, scale, hardware, source)
         )
-        for metric in record.results
-    ]
+    return lines
+
+
+def _words(at: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in at.items())
 
 
 def table(method: str, local: bool = False) -> str:

@@ -4,20 +4,19 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from diffbook_lib import checkpoint
-
-if TYPE_CHECKING:
-    from diffbook_lib.presets import RunSpec
+from diffbook_lib import files
+from diffbook_lib.bars import progress_bar
+from diffbook_lib.runs.checkpoint import CheckpointError
+from diffbook_lib.specs import RunSpec
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. Loss and gradient norm (before clipping) are means over the steps since
-    the event before; seconds is the time spent training, over all starts of the run."""
+    """Where a run stands. Loss, gradient norm (before clipping) and measures are means over the
+    steps since the event before; seconds is the time spent training, over all starts."""
 
     step: int
     samples: int
@@ -26,6 +25,7 @@ class Progress:
     grad_norm: float
     samples_per_second: float
     seconds: float
+    measures: dict[str, float] = field(default_factory=dict)
     resumed: bool = False  # restored from a checkpoint rather than just trained
 
 
@@ -52,10 +52,13 @@ class Log:
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(numbers) + "\n")
-            for name in ("loss", "lr", "grad_norm", "samples_per_second"):
-                self.board.add_scalar(name, numbers[name], progress.step)
+            shown = ("loss", "lr", "grad_norm", "samples_per_second")
+            for name, number in {n: numbers[n] for n in shown}.items():
+                self.board.add_scalar(name, number, progress.step)
+            for name, number in progress.measures.items():
+                self.board.add_scalar(f"measures/{name}", number, progress.step)
         except OSError as error:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{self.path} could not be written: {error.strerror}. The checkpoints are as they "
                 "were. Make room on that disk and start the same run again."
             ) from error
@@ -74,29 +77,20 @@ class Log:
                     stacklevel=2,
                 )
         if kept != lines:
-            checkpoint.atomic_write(self.path, b"".join(line + b"\n" for line in kept))
+            files.atomic_write(self.path, b"".join(line + b"\n" for line in kept))
 
 
-def watch(events: Iterable[Progress], spec: "RunSpec") -> Progress:
+def watch(events: Iterable[Progress], spec: RunSpec) -> Progress:
     """Drive a training with a progress bar (one bar for all processes); returns the last event."""
     silent = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
     with progress_bar()(total=spec.steps, unit="step", mininterval=1, **silent) as bar:
         for last in events:
             if last.resumed:
                 bar.initial = bar.n = bar.last_print_n = last.step
-            speed = f"loss {last.loss:.4g}, {last.samples_per_second:,.0f} samples/s"
-            bar.set_postfix_str(speed, refresh=False)
+            shown = {"loss": last.loss, **last.measures}
+            said = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            bar.set_postfix_str(f"{said}, {last.samples_per_second:,.0f} samples/s", refresh=False)
             if last.step == spec.steps:
                 bar.set_description("complete", refresh=False)
             bar.update(last.step - bar.n)
     return last
-
-
-def progress_bar() -> Any:
-    """tqdm as text where papermill passes it on to a terminal and where it is disabled (its
-    widget does not heed TQDM_DISABLE), else as what fits."""
-    if os.environ.get("DIFFBOOK_TEXT_BAR") or os.environ.get("TQDM_DISABLE"):
-        from tqdm import tqdm
-    else:
-        from tqdm.auto import tqdm
-    return tqdm

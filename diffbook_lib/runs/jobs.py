@@ -1,0 +1,218 @@
+"""Starting runs: papermill on a method's notebook, single stages of a run folder, Slurm."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffbook_lib.runs import folder as folders
+from diffbook_lib.runs import cells, presets, records
+from diffbook_lib.runs.launch import RunFailed
+from diffbook_lib.runs.sweeps import members
+from diffbook_lib.runs.presets import notebook_path, root
+from diffbook_lib.runs.sampling import draw_missing
+from diffbook_lib.runs.training import train
+from diffbook_lib.runs.workers import leave
+from diffbook_lib.specs import RunSpec, SpecError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose every value has been checked."""
+
+    spec: RunSpec
+    folder: Path
+    notebook: Path
+    parameters: Mapping[str, Any]  # what papermill is given
+    processes: int
+
+
+def prepare(
+    method: str,
+    preset: str,
+    changes: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    processes: int = 1,
+) -> Plan:
+    """Check everything about a run without starting or writing anything.
+
+    Raises SpecError for an unknown method, preset or parameter and for a value that is not
+    allowed, SpecMismatch or FolderError if the folder cannot take this run.
+    """
+    changes = dict(changes or {})
+    spec = presets.resolve(method, preset, changes)
+    folder = Path(out).resolve() if out else folders.default_folder(spec)
+    for at in spec.members():
+        batch, accumulate = spec.member(at).batch, spec.member(at).accumulate
+        if processes < 1 or batch % (processes * accumulate):
+            raise SpecError(
+                f"processes is {processes}; processes times accumulate ({accumulate}) must "
+                f"divide the batch of {batch} examples"
+            )
+    folders.check(folder, spec)
+    parameters = {"preset": preset, **changes, "out": str(folder), "processes": processes}
+    return Plan(spec, folder, notebook_path(method), parameters, processes)
+
+
+def run(
+    method: str,
+    preset: str,
+    changes: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    processes: int = 1,
+    where: str = "local",
+    **slurm: Any,
+) -> Path:
+    """Run a preset, or continue it where it stopped; returns its folder.
+
+    `where` = "slurm" submits the run, with the options of `submit`, and returns at once. Raises
+    what `prepare` raises and what the data set raises that cannot be had, before anything starts,
+    and RunFailed if a cell of the notebook fails.
+    """
+    if where not in ("local", "slurm"):
+        raise SpecError(f"where is {where!r}; it must be 'local' or 'slurm'")
+    plan = prepare(method, preset, changes, out, processes)
+    if records.is_complete(plan.folder, plan.spec):
+        print(f"complete: {plan.folder / 'record.json'}")
+        return plan.folder
+    _check_data(plan.spec)
+    folders.open_run(plan.folder, plan.spec)
+    if where == "slurm":
+        folders.unlock(plan.folder)
+        job = submit(
+            Submission(method, preset, dict(changes or {}), str(plan.folder), processes), **slurm
+        )
+        print(f"submitted as job {job.job_id}; output in {job.paths.stdout}")
+        return plan.folder
+    _execute(plan)
+    if not records.is_complete(plan.folder, plan.spec):
+        raise RunFailed(f"{plan.notebook.name} came to its end but wrote no record.json")
+    print(f"complete: {plan.folder / 'record.json'}")
+    return plan.folder
+
+
+def _check_data(spec: RunSpec) -> None:
+    """Load the data of a run once, so that what is missing or damaged is said before it starts."""
+    own = {(m.dataset, m.path): m for m in map(spec.member, spec.members())}
+    for member in own.values():
+        cells.execute(member, "data")
+
+
+def _execute(plan: Plan) -> None:
+    """Papermill on the run notebook, its output shown as it comes.
+
+    The executed notebook takes its final name when papermill ends, so that a run killed while it
+    was being saved leaves no half notebook under that name.
+    """
+    try:
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+    except ImportError as error:
+        raise RunFailed(
+            f"{error}: running a notebook needs papermill, pip install 'diffbook_lib[notebook]'; "
+            "`train` and `sample` work without"
+        ) from None
+    partial = plan.folder / "notebook.partial.ipynb"
+    os.environ["DIFFBOOK_TEXT_BAR"] = "1"  # for the kernel: a widget would not show in a terminal
+    folders.unlock(plan.folder)  # the kernel locks it
+    try:
+        papermill.execute_notebook(
+            plan.notebook,
+            partial,
+            parameters=dict(plan.parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=root(),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RunFailed(
+            f"cell {error.exec_count} of {plan.notebook.name} failed with "
+            f"{error.ename}: {error.evalue}\nexecuted up to there: {plan.folder / 'notebook.ipynb'}"
+        ) from None
+    except DeadKernelError:
+        raise RunFailed(
+            f"the kernel of {plan.notebook.name} died, perhaps for want of memory; the same "
+            "command continues from the last checkpoint"
+        ) from None
+    finally:
+        if partial.exists():
+            partial.replace(plan.folder / "notebook.ipynb")
+
+
+def train_folder(folder: str | Path) -> None:
+    """Train the run of a folder that holds spec.json, every member of it; under torchrun, one of
+    its processes."""
+    for member in members(_claimed(folder), Path(folder).resolve(), None, "build"):
+        train(member.folder, member.spec, member.task)
+    leave()
+
+
+def sample_folder(folder: str | Path) -> None:
+    """Draw the samples of a trained run that its folder lacks; under torchrun, those that fall
+    to this process."""
+    for member in members(_claimed(folder), Path(folder).resolve()):
+        draw_missing(member)
+    leave()
+
+
+def _claimed(folder: str | Path) -> RunSpec:
+    """The specification of a run folder, locked by the first of the processes."""
+    spec = folders.read_spec(folder)
+    if os.environ.get("RANK", "0") == "0":
+        folders.lock(Path(folder))
+    return spec
+
+
+@dataclass
+class Submission:
+    """A run as a job for submitit; asked to stop at its time limit, it queues itself again."""
+
+    method: str
+    preset: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    out: str = ""
+    processes: int = 1
+
+    def __call__(self) -> str:
+        return str(run(self.method, self.preset, self.changes, self.out, self.processes))
+
+    def checkpoint(self) -> Any:
+        """Called on the signal before the time limit: the same run, continued in a new job."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(
+    submission: Submission,
+    cluster: str = "slurm",
+    *,
+    partition: str | None = None,
+    minutes: int = 60,
+    gpus: int = 0,
+) -> Any:
+    """Submit a run through submitit; returns its job. Logs go to slurm/ in the run folder.
+
+    Tested with submitit's local executor, not on a Slurm cluster.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise RunFailed("submitting needs submitit, pip install 'diffbook_lib[slurm]'") from None
+    executor = submitit.AutoExecutor(
+        Path(submission.out) / "slurm" / "%j", cluster=cluster, slurm_max_num_timeout=100
+    )
+    executor.update_parameters(
+        name=f"{submission.method}-{submission.preset}",
+        timeout_min=minutes,
+        cpus_per_task=submission.processes,
+        gpus_per_node=gpus,
+        slurm_signal_delay_s=120,
+        **({"slurm_partition": partition} if partition else {}),
+    )
+    return executor.submit(submission)
