@@ -1,10 +1,9 @@
 """Measures of samples. Each result says how many samples it was measured on, and what as many
-real examples give: differences smaller than that are noise.
+samples of a perfect sampler give: differences smaller than that are noise.
 """
 
-from .classifiers import (
+from diffbook_lib.metrics.classifiers import (
     RECIPES,
-    Classifier,
     Recipe,
     cached_classifier,
     class_histogram,
@@ -12,15 +11,24 @@ from .classifiers import (
     sure_share,
     train_classifier,
 )
-from .clouds import in_mode, mode_weight_error, nearest_distance, sliced_wasserstein
-from .frechet import InceptionMissing, frechet_distance, inception
-from .likelihood import bits, bits_per_dim, dequantise
-from .measurement import Measurement
+from diffbook_lib.metrics.clouds import (
+    in_mode,
+    mode_weight_error,
+    nearest_distance,
+    sliced_wasserstein,
+)
+from diffbook_lib.metrics.frechet import frechet_distance
+from diffbook_lib.metrics.inception import InceptionMissing, inception
+from diffbook_lib.metrics.judge import Judge, grading_flops
+from diffbook_lib.metrics.likelihood import bits, bits_per_dim
+from diffbook_lib.metrics.measurement import Measurement
+from diffbook_lib.nets.classifier import Classifier
 
 __all__ = [
     "RECIPES",
     "Classifier",
     "InceptionMissing",
+    "Judge",
     "Measurement",
     "Recipe",
     "bits",
@@ -28,8 +36,8 @@ __all__ = [
     "cached_classifier",
     "class_histogram",
     "classifier",
-    "dequantise",
     "frechet_distance",
+    "grading_flops",
     "in_mode",
     "inception",
     "mode_weight_error",

@@ -2,22 +2,29 @@
 
 import hashlib
 import json
-import tempfile
-import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checkpoint, data, rng
-from ..data import ArrayDataset
-from ..journal import progress_bar
-from .inputs import check_images, in_chunks, real_means, unit_images
-from .measurement import Measurement, measured, share_error
+from diffbook_lib import data, files, rng
+from diffbook_lib.bars import progress_bar
+from diffbook_lib.data import ArrayDataset
+from diffbook_lib.errors import Refused
+from diffbook_lib.metrics.inputs import (
+    Images,
+    checked_images,
+    in_chunks,
+    known_levels,
+    share_draws,
+    unit_chunks,
+    unit_images,
+)
+from diffbook_lib.metrics.measurement import Measure, Measurement, share_error
+from diffbook_lib.nets.classifier import Classifier
 
-FEATURES = 32
 TRAINING_NOISE = 0.05
 
 
@@ -41,48 +48,18 @@ RECIPES = {
 }
 
 
-class Classifier(nn.Module):
-    """Images (batch, channels, size, size) in [-1, 1] -> logits (batch, classes), on whichever
-    device the classifier is.
-
-    Three convolutions; images above 8x8 are halved once more, after the first. `accuracy` is the
-    share of held-out images it classifies correctly.
-    """
-
-    def __init__(self, shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
-        super().__init__()
-        channels, size, _ = shape
-        halved_early = size > 8
-        self.shape, self.classes, self.accuracy = shape, classes, float("nan")
-        self.body = nn.Sequential(
-            *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()),
-            nn.MaxPool2d(2) if halved_early else nn.Identity(),
-            *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
-            nn.Linear(64 * (size >> 1 + halved_early) ** 2, FEATURES),
-        )
-        self.head = nn.Linear(FEATURES, len(classes))
-
-    def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer before its nonlinearity, (batch, 32)."""
-        return self.body(x.to(self.head.weight.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.features(x)))
-
-
 def classifier(
-    name: str, *, seed: int = 0, device: str | torch.device = "cpu", **options
+    name: str, *, seed: int = 0, device: str | torch.device = "cpu", **options: Any
 ) -> Classifier:
     """The trained classifier of the data set `name`: "digits", "mnist" or "fashion-mnist".
 
     Trained on the CPU at first use (seconds for the digits, one or two minutes for the others),
     then kept in the folder that DIFFBOOK_CACHE names, else in the user's cache. A damaged file
     there is reported and the classifier trained anew. `options` go to `data.load`.
-    Raises ValueError for another name, and what `data.load` raises.
+    Raises Refused for another name, and what `data.load` raises.
     """
     if name not in RECIPES:
-        raise ValueError(
+        raise Refused(
             f"no recipe for a classifier of {name!r}; there is one for {', '.join(RECIPES)}. For "
             "other images use metrics.inception(), or train_classifier(train, test, Recipe(...))"
         )
@@ -95,112 +72,121 @@ def cached_classifier(
     train: ArrayDataset, test: ArrayDataset, recipe: Recipe, *, seed: int = 0
 ) -> Classifier:
     """`train_classifier`, kept in the cache under a name made of data, recipe and seed."""
-    key = _digest(train, test, json.dumps([asdict(recipe), seed]))
-    file = checkpoint.file(
-        data.archives.cache_folder() / "classifiers" / f"{train.name}-{key}", recipe.epochs
-    )
+
+    def build() -> dict[str, Tensor]:
+        net = train_classifier(train, test, recipe, seed=seed)
+        return {**net.state_dict(), "accuracy": torch.tensor(net.accuracy, dtype=torch.float64)}
+
+    labels = [_labels(part).tolist() for part in (train, test)]
+    key = image_digest(train, test, text=json.dumps([asdict(recipe), seed, labels]))
+    stored = dict(files.cached_tensors(f"classifiers/{train.name}-{key}", build))
     net = Classifier(train.shape, train.classes)
-    if file.exists():
-        try:
-            stored = checkpoint.load(file)
-            net.load_state_dict(stored.tensors)
-            net.accuracy = stored.info["accuracy"]
-            return net.eval()
-        except checkpoint.CheckpointError as error:
-            warnings.warn(f"{error}; training this classifier anew", stacklevel=3)
-    net = train_classifier(train, test, recipe, seed=seed)
-    _store(net, file)
-    return net
+    net.accuracy = stored.pop("accuracy").item()
+    net.load_state_dict(stored)
+    return net.eval()
 
 
 def train_classifier(
     train: ArrayDataset, test: ArrayDataset, recipe: Recipe, *, seed: int = 0
 ) -> Classifier:
     """A classifier trained on `train`; its accuracy is measured on `test`."""
-    truth = _labels(test)
+    truth, _ = _labels(test), _labels(train)
     with rng.seeded(seed, "classifier"):
         net = Classifier(train.shape, train.classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
     steps = recipe.epochs * len(train) // recipe.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
     for step in progress_bar()(range(steps), f"classifier of {train.name}", leave=False, delay=2):
-        x, label = train.batch(seed, step, recipe.batch)
+        x, label = train.batch(seed, step, recipe.batch)[:2]
+        assert label is not None
         noise = rng.normal(x.shape, rng.generator(seed, "classifier/noise", step))
-        loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)  # type: ignore[arg-type]
+        loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     net.eval()
-    guess = in_chunks(net, unit_images(test)).argmax(dim=1)
+    guess = in_chunks(net, test).argmax(dim=1)
     net.accuracy = guess.eq(truth).double().mean().item()
     return net
+
+
+class SureShare(Measure):
+    """The share of samples of which a classifier is sure; see `sure_share`."""
+
+    def __init__(
+        self,
+        net: Classifier,
+        reference: Images,
+        threshold: float = 0.9,
+        levels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.net, self.threshold, self.levels = net, threshold, levels
+        self.hits = self.sure(checked_images(reference, levels, net.shape))
+
+    def sure(self, images: Images) -> Tensor:
+        """Whether the classifier is sure of each image, bool (n,)."""
+        logits = in_chunks(self.net, images).double()
+        return logits.softmax(dim=1).amax(dim=1) > self.threshold
+
+    def figure(self, samples: Tensor) -> Measurement:
+        samples = unit_images(samples, self.levels, self.net.shape)
+        n, share = len(samples), self.sure(samples).double().mean().item()
+        details = {
+            "standard_error": share_error(share, n),
+            "threshold": self.threshold,
+            "real_share": self.hits.double().mean().item(),
+            "reference": len(self.hits),
+        }
+        name = "Share of samples classified surely"
+        return Measurement(name, share, n, self.seed, details=details, better="higher")
+
+    def floor(self, n: int, draws: int) -> list[float]:
+        return share_draws(self.hits, n, self.seed, draws)
 
 
 def sure_share(
     samples: Tensor,
     net: Classifier,
-    reference: Tensor | ArrayDataset,
+    reference: Images,
     *,
     threshold: float = 0.9,
+    levels: int | None = None,
     seed: int = 0,
     floor_draws: int = 10,
 ) -> Measurement:
     """The share of samples (n, c, h, w) to which the classifier gives a class with a probability
-    above `threshold`; its floor is the same share of n images drawn from `reference`.
+    above `threshold`. It tells more than the Fréchet distance about malformed samples.
 
-    It tells more than the Fréchet distance about malformed samples.
+    reference: real images that the classifier has not seen. A draw of the floor takes n images
+    of a population with a share such as these let expect, their own error included.
+    levels: the number of levels of integer images; by default that of the reference.
     """
-    samples, real = check_images(samples, net.shape), check_images(unit_images(reference))
-
-    def sure(images: Tensor) -> Tensor:
-        return (in_chunks(net, images).softmax(dim=1).amax(dim=1) > threshold).double()
-
-    share, sure_real, n = sure(samples).mean().item(), sure(real), len(samples)
-    draws = real_means(sure_real, n, seed, floor_draws)
-    return measured(
-        f"Share of samples classified with more than {threshold:g}",
-        share,
-        n,
-        seed,
-        draws,
-        better="higher",
-        standard_error=share_error(share, n),
-        threshold=threshold,
-        real_share=sure_real.mean().item(),
-    )
+    levels = known_levels(reference, levels)
+    return SureShare(net, reference, threshold, levels, seed)(samples, floor_draws)
 
 
-def class_histogram(samples: Tensor, net: Classifier) -> Tensor:
-    """How many samples (n, c, h, w) the classifier takes for each class, int64 (classes,)."""
-    guess = in_chunks(net, check_images(samples, net.shape)).argmax(dim=1)
+def class_histogram(samples: Tensor, net: Classifier, levels: int | None = None) -> Tensor:
+    """How many samples (n, c, h, w) the classifier takes for each class, int64 (classes,).
+
+    levels: the number of levels of integer images.
+    """
+    guess = in_chunks(net, unit_images(samples, levels, net.shape)).argmax(dim=1)
     return torch.bincount(guess, minlength=len(net.classes))
+
+
+def image_digest(*datasets: ArrayDataset, text: str = "") -> str:
+    """16 hexadecimal digits that change with the images of data sets or with the text."""
+    digest = hashlib.sha256(text.encode())
+    for dataset in datasets:
+        for chunk in unit_chunks(dataset):
+            digest.update(chunk.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _labels(dataset: ArrayDataset) -> Tensor:
     if dataset.labels is None:
-        raise ValueError(f"data set {dataset.name!r} has no labels, so no classifier learns it")
+        raise Refused(f"data set {dataset.name!r} has no labels, so no classifier learns it")
     return dataset.labels.cpu()
-
-
-def _digest(train: ArrayDataset, test: ArrayDataset, text: str) -> str:
-    """16 hexadecimal digits that change with the data or the text."""
-    digest = hashlib.sha256(text.encode())
-    for part in (train, test):
-        for tensor in (part.images, _labels(part)):
-            digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _store(net: Classifier, file: Path) -> None:
-    """Keep a trained classifier; where the disk refuses, say so and go on without.
-
-    Written in a folder of its own and then renamed, since several processes may do so at once.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            info = {"accuracy": net.accuracy}
-            checkpoint.save(Path(folder), int(file.stem), net.state_dict(), info).replace(file)
-    except (OSError, checkpoint.CheckpointError) as error:
-        warnings.warn(f"the classifier is not kept for the next start: {error}", stacklevel=4)
