@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffbook_lib.errors import Refused
+from diffbook_lib import data
 from diffbook_lib.metrics import grading_flops
 from diffbook_lib.runs import cells, presets
 from diffbook_lib.specs import RunSpec, nearest

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from diffbook_lib import data, specs
+from diffbook_lib import specs
 from diffbook_lib.specs import RunSpec, SpecError, check_name, nearest
 
 EXECUTION = ("out", "processes")  # say where and how a run happens, not what it computes
@@ -90,6 +90,8 @@ def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) ->
     Raises SpecError for an unknown method, preset or parameter and for a value that is not
     allowed, data.DataError for data that cannot be used so.
     """
+    from diffbook_lib import data  # here, so that listing presets needs no torch
+
     changes = dict(changes or {})
     if changes.get("preset", name) != name:
         raise SpecError(f"preset is {changes['preset']!r}; it names the preset, here {name!r}")

@@ -14,14 +14,21 @@ from pydantic import (
     model_validator,
 )
 
-from diffbook_lib import ema
 from diffbook_lib.specs.explain import check_name, explain
+
+
+def _profile(text: str) -> str:
+    """The name of an average, in one form; ValueError for what is none."""
+    from diffbook_lib import ema  # here, so that listing presets needs no torch
+
+    return ema.profile(text).name
+
 
 Name = Annotated[str, AfterValidator(check_name)]
 Count = Annotated[int, Field(ge=1)]
 # YAML and JSON know lists; the frozen spec holds tuples
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
-Profile = Annotated[str, AfterValidator(lambda text: ema.profile(text).name)]
+Profile = Annotated[str, AfterValidator(_profile)]
 Values = Annotated[tuple[int | float | str | bool | None, ...], Field(strict=False, min_length=1)]
 Grid = dict[str, Values]
 MOST_MEMBERS = 1000
