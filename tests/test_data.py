@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffbook_lib import data, exact, rng
-from diffbook_lib.data import text
-from diffbook_lib.data.datasets import ArrayDataset, SampledDataset, to_levels, to_unit
+from diffbook_lib.data import ArrayDataset, SampledDataset, text, to_levels, to_unit
+from diffbook_lib.errors import Refused
 
 
 def numbered(n: int, **options) -> ArrayDataset:
-    """n one-pixel images that hold their own number."""
-    values = torch.arange(n, dtype=torch.uint8)
-    return ArrayDataset(values.view(n, 1, 1, 1), values.to(torch.int64), **options)
+    """n one-pixel images that hold their own number, modulo 256; it is also their label."""
+    number = torch.arange(n)
+    return ArrayDataset(number.view(n, 1, 1, 1).to(torch.uint8), number, **options)
 
 
 # --- batches -------------------------------------------------------------------------------
@@ -103,14 +103,125 @@ def test_stored_types():
         ArrayDataset(floats, torch.zeros(2), levels=None)
 
 
-def test_subset_and_to():
-    dataset = numbered(10, classes=tuple("0123456789"), flip=True)
-    part = dataset.subset([7, 2, 2])
-    assert part.labels.tolist() == [7, 2, 2]
-    assert (part.size, len(part), part.shape, part.flip) == (3, 3, (1, 1, 1), True)
-    assert part.classes == dataset.classes
+def test_to_moves_all_of_it():
+    dataset = numbered(10, classes=tuple("0123456789"))
     moved = dataset.to("meta")
-    assert moved.images.device.type == "meta" and moved.batch(0, 0, 4).x.shape == (4, 1, 1, 1)
+    assert moved.examples.device.type == moved.labels.device.type == "meta"
+    assert moved.batch(0, 0, 4).x.shape == (4, 1, 1, 1) and moved.classes == dataset.classes
+
+
+def test_a_batch_of_three_and_a_half_epochs_holds_every_example_three_or_four_times():
+    dataset = numbered(10)
+    counts = torch.bincount(dataset.batch(0, 0, 35).label, minlength=10)
+    assert sorted(counts.tolist()) == [3] * 5 + [4] * 5
+    counts += torch.bincount(dataset.batch(0, 1, 35).label, minlength=10)
+    assert counts.tolist() == [7] * 10
+
+
+# --- dequantisation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_dequantised_levels_fill_their_bins(levels):
+    stored = torch.arange(levels, dtype=torch.uint8).repeat(400, 1)
+    x = data.dequantise(stored, rng.generator(0, "dequantise"), levels)
+    assert x.dtype == torch.float32
+    offsets = (x - to_unit(stored, levels)) * (levels - 1) / 2
+    assert -0.5001 <= offsets.min() < -0.499 and 0.499 < offsets.max() <= 0.5001
+    assert offsets.mean().abs() < 4 / math.sqrt(12 * offsets.numel())
+    assert (to_levels(x, levels) == stored).double().mean() > 0.9999
+
+
+def test_only_levels_can_be_dequantised():
+    with pytest.raises(ValueError, match="integer levels"):
+        data.dequantise(torch.zeros(2, 3), rng.generator(0, "x"))
+    for wrong in ({"levels": None}, {"levels": 27, "discrete": True}):
+        values = torch.zeros(2, 3) if wrong["levels"] is None else torch.zeros(2, 3).byte()
+        with pytest.raises(ValueError, match="only levels"):
+            ArrayDataset(values, dequantise=True, **wrong)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 9), st.sets(st.integers(1, 29)))
+def test_dequantised_rows_of_any_share_are_those_of_the_whole(total, step, cuts):
+    dataset = ArrayDataset(torch.arange(40).byte().view(10, 1, 2, 2), dequantise=True, flip=True)
+    whole = dataset.batch(3, step, total).x
+    edges = [0, *sorted(cut for cut in cuts if cut < total), total]
+    shares = [dataset.batch(3, step, total, a, b).x for a, b in pairwise(edges)]
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_dequantisation_is_keyed_by_the_step_and_keeps_the_levels():
+    levels = torch.arange(17, dtype=torch.uint8).repeat(40, 1).view(40, 17)
+    plain = ArrayDataset(levels, levels=17)
+    spread = ArrayDataset(levels, levels=17, dequantise=True)
+    first, second = spread.batch(0, 0, 40).x, spread.batch(0, 1, 40).x
+    assert not torch.equal(first, second)
+    noise = rng.generator(0, "dequantise", 1)
+    assert torch.equal(second, data.dequantise(levels, noise, 17))
+    assert torch.equal(to_levels(first, 17), levels.long())
+    assert not torch.equal(first, spread.batch(1, 0, 40).x)
+    for rows in (slice(None), slice(2, 5)):
+        assert torch.equal(spread[rows].x, plain[rows].x), "stored examples are exact"
+    assert torch.equal(spread.as_levels().batch(0, 0, 40).x, levels.long())
+
+
+def test_dequantised_sound_stays_within_half_a_bin():
+    samples = torch.tensor([[-(2**15), 0, 2**15 - 1]], dtype=torch.int16)
+    sound = ArrayDataset(samples, levels=2**16, kind="sound", dequantise=True)
+    offsets = (sound.batch(0, 0, 1).x - sound[:].x) * (2**16 - 1) / 2
+    assert 0 < offsets.abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("kind", ["points", "text", "sound"])
+def test_only_images_are_mirrored(kind):
+    with pytest.raises(ValueError, match=f"{kind} have no left and right"):
+        ArrayDataset(torch.zeros(2, 4).byte(), kind=kind, flip=True)
+
+
+# --- parts and tensors ---------------------------------------------------------------------
+
+
+def test_a_subset_says_what_it_is_part_of():
+    dataset = numbered(1500, description="small digits, train", flip=True)
+    part = dataset.subset([7, 2, 2])
+    assert part.labels.tolist() == part.examples.flatten().tolist() == [7, 2, 2]
+    assert (part.size, part.shape, part.flip) == (3, (1, 1, 1), True)
+    assert part.description == "3 of 1,500 images of small digits, train"
+    first = dataset.first(250)
+    assert first.labels.tolist() == list(range(250))
+    assert first.description == "the first 250 of 1,500 images of small digits, train"
+    for n in (0, 1501):
+        with pytest.raises(Refused, match=r"take between 1 and 1,500"):
+            dataset.first(n)
+
+
+@pytest.mark.parametrize("n", [2, 9, 1500])
+def test_halves_are_disjoint_and_together_everything(n):
+    dataset = numbered(n, description="digits")
+    one, other = dataset.halves(3)
+    assert (one.size, other.size) == (n // 2, n - n // 2)
+    assert sorted([*one.labels.tolist(), *other.labels.tolist()]) == list(range(n))
+    assert one.labels.tolist() == sorted(one.labels.tolist())
+    again, _ = dataset.halves(3)
+    assert torch.equal(again.labels, one.labels)
+    assert one.description.startswith("random half 1 (seed 3):")
+    assert one.description != other.description
+    if n == 1500:
+        assert 300 < (one.labels < 750).sum() < 450, "chosen at random"
+        assert not torch.equal(dataset.halves(4)[0].labels, one.labels)
+
+
+def test_samples_at_hand_are_a_data_set():
+    levels = torch.randint(17, (20, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    images = data.from_tensor(to_unit(levels, 17) + 0.01, 17, "samples", "20 samples of a run")
+    assert images.examples.dtype == torch.uint8 and images.kind == "images"
+    assert torch.equal(images.as_levels()[:].x, levels)
+    assert images.description == "20 samples of a run"
+    points = data.from_tensor(torch.randn(5, 2), None, "p", "points", torch.arange(5))
+    assert points.kind == "points" and points.labels.tolist() == list(range(5))
+    wide = data.from_tensor(torch.tensor([[0, 999]]), 1000, "w", "")
+    assert wide.as_levels()[:].x.tolist() == [[0, 999]]
 
 
 # --- built-in data sets --------------------------------------------------------------------
@@ -120,15 +231,15 @@ def test_digits():
     train, test, every = (data.load("digits", split) for split in ("train", "test", "all"))
     assert (train.size, test.size, every.size) == (1500, 297, 1797)
     assert train.shape == (1, 8, 8) and train.levels == 17
-    assert train.images.dtype == torch.uint8 and int(train.images.max()) == 16
-    assert torch.equal(torch.cat([train.images, test.images]), every.images)
+    assert train.examples.dtype == torch.uint8 and int(train.examples.max()) == 16
+    assert torch.equal(torch.cat([train.examples, test.examples]), every.examples)
     values = train[:].x.unique()
     assert torch.equal(values, torch.arange(17) / 8 - 1)
     assert sum(Counter(every.labels.tolist()).values()) == 1797
     assert every[:].x.mean() == pytest.approx(-0.390, abs=0.002)
     assert every[:].x.std() == pytest.approx(0.752, abs=0.002)
     again = data.load("digits")
-    assert torch.equal(again.images, train.images), "the division is fixed"
+    assert torch.equal(again.examples, train.examples), "the division is fixed"
 
 
 def test_mixture9_has_nine_equal_modes_of_the_stated_width():
@@ -172,7 +283,7 @@ def test_pydoc_text():
     assert train.shape == (100,) and train.levels == 27 and train.size > 1000
     x = train.batch(0, 0, 8).x
     assert x.dtype == torch.int64 and x.min() >= 0 and x.max() <= 26
-    words = text.decode(train.images.flatten()).split()
+    words = text.decode(train.examples.flatten()).split()
     assert words.count("the") > 1000
     assert 0.04 < valid.size / train.size < 0.07
     with pytest.raises(ValueError, match="length is 0"):
@@ -194,28 +305,18 @@ def test_symbols_and_letters():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("digit",), "unknown data set 'digit', did you mean 'digits'"),
+        (("digit",), "unknown data set 'digit'; did you mean 'digits'"),
         (("digits", "valid"), "unknown split of digits 'valid'.*train, test, all"),
         ((("../digits"),), "unknown data set"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         data.load(*arguments)
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(ValueError, match="unknown option of pydoc 'lenght', did you mean 'length'"):
+    with pytest.raises(ValueError, match="unknown option of pydoc 'lenght'; did you mean 'length'"):
         data.load("pydoc", lenght=3)
-    with pytest.raises(ValueError, match=r"unknown option of digits 'size'.*Known: none"):
+    with pytest.raises(ValueError, match=r"unknown option of digits 'size'.*known: none"):
         data.load("digits", size=8)
-
-
-@pytest.mark.parametrize("name", ["digits", "mixture9", "swissroll5", "pydoc"])
-def test_the_catalogue_knows_shapes_without_loading(name):
-    assert data.shape(name) == data.load(name).shape
-
-
-def test_the_shape_of_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'digits'"):
-        data.shape("digit")

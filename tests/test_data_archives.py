@@ -16,12 +16,14 @@ import torch
 from diffbook_lib.data import ArchiveError, ChecksumError, DataError, MissingDataError
 from diffbook_lib.data import archives as A
 from diffbook_lib.data.cifar import plain_pickle
+from diffbook_lib.errors import Refused
+from diffbook_lib.files import cached_tensors
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """The user's cache, for one test."""
-    monkeypatch.setattr(A, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("DIFFBOOK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -140,7 +142,7 @@ def test_the_folder(monkeypatch, tmp_path, cache):
     monkeypatch.setenv("DIFFBOOK_DATA", str(tmp_path / "there"))
     assert A.data_folder() == tmp_path / "there"
     assert A.data_folder(tmp_path / "given") == tmp_path / "given"
-    assert issubclass(DataError, ValueError)
+    assert issubclass(DataError, Refused)
 
 
 # --- reading archives ----------------------------------------------------------------------
@@ -240,7 +242,7 @@ def test_other_bytes_are_no_plain_pickle(content):
         plain_pickle(content, "x: data_batch_1")
 
 
-# --- decoded pictures ----------------------------------------------------------------------
+# --- what is slow to decode ----------------------------------------------------------------
 
 
 def test_decoded_tensors_are_built_once_and_again_when_damaged(cache):
@@ -248,26 +250,28 @@ def test_decoded_tensors_are_built_once_and_again_when_damaged(cache):
 
     def build():
         built.append(1)
-        return {"images": torch.arange(6, dtype=torch.uint8)}
+        return {"examples": torch.arange(6, dtype=torch.uint8)}
 
     for _ in range(2):
-        assert torch.equal(A.decoded("key", build)["images"], torch.arange(6))
+        assert torch.equal(cached_tensors("examples/key", build)["examples"], torch.arange(6))
     assert len(built) == 1
-    (file,) = (cache / "decoded").iterdir()
+    (file,) = (cache / "examples").iterdir()
     file.write_bytes(file.read_bytes()[:20])
-    assert torch.equal(A.decoded("key", build)["images"], torch.arange(6))
-    assert len(built) == 2
+    with pytest.warns(UserWarning, match="damaged"):
+        again = cached_tensors("examples/key", build)
+    assert torch.equal(again["examples"], torch.arange(6)) and len(built) == 2
 
 
 def test_an_unwritable_cache_is_no_obstacle(cache):
     cache.write_text("a file where the folder should be")
-    tensors = {"images": torch.ones(2)}
-    assert A.decoded("key", lambda: tensors) is tensors
+    tensors = {"examples": torch.ones(2)}
+    with pytest.warns(UserWarning, match="not kept"):
+        assert cached_tensors("examples/key", lambda: tensors) is tensors
 
 
-def test_the_fingerprint_changes_with_a_file(tmp_path):
+def test_the_stamp_changes_with_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
-    before = A.fingerprint(tmp_path), A.fingerprint(tmp_path / "a")
-    assert before == (A.fingerprint(tmp_path), A.fingerprint(tmp_path / "a"))
+    before = A.stamp(tmp_path), A.stamp(tmp_path / "a")
+    assert before == (A.stamp(tmp_path), A.stamp(tmp_path / "a"))
     (tmp_path / "a").write_bytes(b"22")
-    assert A.fingerprint(tmp_path) != before[0] and A.fingerprint(tmp_path / "a") != before[1]
+    assert A.stamp(tmp_path) != before[0] and A.stamp(tmp_path / "a") != before[1]

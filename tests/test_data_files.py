@@ -22,11 +22,11 @@ from diffbook_lib.data import (
     ChecksumError,
     MissingDataError,
     PartialDataWarning,
-    archives,
     audio,
     cifar,
     text,
 )
+from diffbook_lib.data.picture_files import arrange, decode
 
 rand = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ rand = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
     """The folder DIFFBOOK_DATA names, for one test; nothing is downloaded."""
-    monkeypatch.setattr(archives, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("DIFFBOOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DIFFBOOK_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 
@@ -42,7 +42,11 @@ def root(tmp_path, monkeypatch) -> Path:
 def part(name: str, split: str = "train", **options):
     """Load a file that is not the official one, as every small file here is."""
     with pytest.warns(PartialDataWarning, match="must not be compared with published"):
-        return data.load(name, split, allow_partial=True, **options)
+        dataset = data.load(name, split, allow_partial=True, **options)
+    about = data.describe(name, **options)
+    expected = dataset.shape, dataset.levels, dataset.discrete, dataset.kind
+    assert (about.shape, about.levels, about.discrete, about.kind) == expected
+    return dataset
 
 
 def tar(path: Path, files: dict[str, bytes]) -> None:
@@ -95,7 +99,7 @@ def test_idx_files(root, name):
     write_idx(root / name, "t10k-labels-idx1", labels)
     dataset = part(name, "test")
     assert dataset.shape == (1, 28, 28)
-    assert np.array_equal(dataset.images[:, 0].numpy(), pixels)
+    assert np.array_equal(dataset.examples[:, 0].numpy(), pixels)
     assert dataset.labels.tolist() == labels.tolist()
     assert "5 of 10,000 images" in dataset.description
     with pytest.raises(ChecksumError, match=r"t10k-images-idx3-ubyte.gz: md5 expected"):
@@ -144,7 +148,7 @@ def write_cifar10(root: Path, **changes: object) -> tuple[Path, np.ndarray]:
 def test_cifar10(root, monkeypatch):
     path, pixels = write_cifar10(root)
     train, test = part("cifar10"), part("cifar10", "test")
-    assert np.array_equal(train.images.numpy(), pixels[:5].reshape(10, 3, 32, 32))
+    assert np.array_equal(train.examples.numpy(), pixels[:5].reshape(10, 3, 32, 32))
     assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
     assert test.labels.tolist() == [5, 9]
     assert train.classes == tuple(f"class{i}" for i in range(10))
@@ -206,7 +210,7 @@ def test_text8_splits(root):
     zipped(root / "text8" / "text8.zip", {"text8": letters.encode()})
     train, valid, test = (part("text8", split, length=10) for split in text.SPLITS)
     assert (train.size, valid.size, test.size) == (90, 5, 5)
-    assert text.decode(valid.images.flatten()) == "abcdefghi " * 5
+    assert text.decode(valid.examples.flatten()) == "abcdefghi " * 5
     assert train.batch(0, 0, 4).x.dtype == torch.int64
     assert "1,000 of 100,000,000 characters" in train.description
     sizes = {"splits": (100, 20, 880), "length": 10}
@@ -244,8 +248,8 @@ def test_sc09(root):
     tar(root / "sc09" / "speech_commands_v0.02.tar.gz", files)
     train, valid, test = (part("sc09", split) for split in ("train", "valid", "test"))
     assert train.shape == (16_000,)
-    assert train.images[0, :4].tolist() == [1, -2, 3, 0]
-    assert train.images[1].unique().tolist() == [7]
+    assert train.examples[0, :4].tolist() == [1, -2, 3, 0]
+    assert train.examples[1].unique().tolist() == [7]
     assert [d.labels.tolist() for d in (train, valid, test)] == [[0, 0], [1], [9]]
     assert train[:].x[0, 0] == pytest.approx((1 + 2**15) / 32767.5 - 1, abs=1e-7)
     assert train.as_levels()[:].x[0, 1] == 2**15 - 2
@@ -263,9 +267,9 @@ def test_fsdd(root):
     path = root / "fsdd" / "free-spoken-digit-dataset-1.0.10.tar.gz"
     tar(path, {inner + name: content for name, content in clips.items()})
     train, test = part("fsdd"), part("fsdd", "test", length=10_000)
-    assert train.shape == (8_000,) and train.images[:, 0].tolist() == [5, 75]
+    assert train.shape == (8_000,) and train.examples[:, 0].tolist() == [5, 75]
     assert test.shape == (10_000,) and test.labels.tolist() == [0, 7]
-    assert test.images[1, 8999:9001].tolist() == [74, 0]
+    assert test.examples[1, 8999:9001].tolist() == [74, 0]
     assert part("fsdd", rate=16_000).shape == (16_000,)
 
 
@@ -303,8 +307,8 @@ def test_tiny_imagenet(root):
     train, test = part("tiny-imagenet"), part("tiny-imagenet", "test")
     assert train.classes == ("toad", "goldfish")
     assert train.labels.tolist() == [1, 0] and test.labels.tolist() == [1, 0]
-    assert train.images[:, :, 0, 0].tolist() == [[255, 0, 0], [9, 9, 9]]
-    assert test.images[:, :, 5, 5].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert train.examples[:, :, 0, 0].tolist() == [[255, 0, 0], [9, 9, 9]]
+    assert test.examples[:, :, 5, 5].tolist() == [[1, 2, 3], [4, 5, 6]]
     files["val/images/val_1.JPEG"] = files["val/images/val_1.JPEG"][:40]
     zipped(path, {inner + name: content for name, content in files.items()})
     with pytest.raises(ArchiveError, match=r"val_1.JPEG is not a readable picture"):
@@ -321,47 +325,42 @@ def test_cifar10_jpeg(root):
     train, test = part("cifar10-jpeg"), part("cifar10-jpeg", "test")
     assert train.labels.tolist() == [0, 5] and test.labels.tolist() == [9]
     assert "JPEG copy" in train.description
-    assert train.images[0, :, 0, 0].tolist() == [255, 0, 0]
+    assert train.examples[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_image_folder_with_classes_and_splits(tmp_path):
-    files = {
-        "train/cat/b.png": picture((2, 0, 0)),
-        "train/cat/a.PNG": picture((1, 0, 0)),
-        "train/ant/x.jpg": picture((3, 0, 0)),
-        "val/cat/y.png": picture((4, 0, 0)),
-        "train/README.txt": b"",
-    }
-    zipped(tmp_path / "set.zip", files)
-    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
-        archive.extractall(tmp_path / "set")
-    for path in (tmp_path / "set.zip", tmp_path / "set"):
-        for _ in range(2):  # the second time from the cache
-            train = data.image_folder(path, split="train")
-            assert train.classes == ("ant", "cat") and train.labels.tolist() == [0, 1, 1]
-            assert train.images[:, 0, 0, 0].tolist() == [3, 1, 2]
-        val = data.image_folder(path, split="val")
-        assert val.images[:, 0, 0, 0].tolist() == [4] and val.labels is None
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    (flat / "a.png").write_bytes(picture((5, 6, 7)))
-    assert data.image_folder(flat).labels is None
-    with pytest.raises(MissingDataError, match="does not exist"):
-        data.image_folder(tmp_path / "nowhere")
-    with pytest.raises(ArchiveError, match="none of the pictures"):
-        data.image_folder(flat, split="train")
+def ramp(width: int, height: int) -> bytes:
+    """A picture whose red says the column and whose green says the row."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
 
 
-def test_image_folder_of_several_shapes(tmp_path):
-    stripes = Image.new("RGB", (40, 20), (255, 255, 255))
-    stripes.paste((0, 0, 255), (10, 0, 30, 20))  # the central square is blue
-    stripes.save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(picture((0, 0, 255), (8, 8)))
-    with pytest.raises(ArchiveError, match=r"2 shapes.*give a size"):
-        data.image_folder(tmp_path)
-    images = data.image_folder(tmp_path, size=16).images
-    assert images.shape == (2, 3, 16, 16)
-    assert torch.equal(images[0], images[1]), "cut out of the middle, then resized"
+@pytest.mark.parametrize(
+    ("width", "height", "left", "top"), [(40, 20, 10, 0), (20, 40, 0, 10), (178, 218, 0, 20)]
+)
+def test_the_central_square_is_cut_out_of_wide_and_tall_pictures(width, height, left, top):
+    side = min(width, height)
+    square = decode(ramp(width, height), "x.png", side)
+    assert square.shape == (3, side, side)
+    assert square[0, side // 2].tolist() == list(range(left, left + side))
+    assert square[1, :, side // 2].tolist() == list(range(top, top + side))
+    whole = decode(ramp(width, height), "x.png")
+    assert whole.shape == (3, height, width)
+
+
+def test_arrangement_by_parts_and_classes():
+    names = ["top/train/cat/b.png", "top/train/ant/x.JPG", "top/test/cat/y.png", "top/a.txt"]
+    found = arrange(names, ("train", "test"))
+    assert found.classes == ("ant", "cat")
+    assert found.parts == {"train": {names[0]: 1, names[1]: 0}, "test": {names[2]: 1}}
+    flat = arrange(["a.png", "b.png", ".hidden.png", "__MACOSX/a.png"])
+    assert flat.classes == () and flat.parts == {"": {"a.png": 0, "b.png": 0}}
+    mixed = arrange(["cat/a.png", "b.png"])
+    assert mixed.classes == ()
+    assert arrange(["train/cat/a.png", "train/dog/a.png"]).classes == ("cat", "dog")
+    assert arrange([]).parts == {}
 
 
 def test_celeba(root):
@@ -383,8 +382,8 @@ def test_celeba(root):
     rows = "".join(f"{n}  {a} -1\n" for n, a in zip(names, ("1", "-1", "-1", "1"), strict=True))
     (folder / "list_attr_celeba.txt").write_text(f"4\nMale Young\n{rows}")
     train = data.load("celeba", size=32)
-    assert train.shape == (3, 32, 32)
-    assert train.labels.tolist() == [1, 0] and train.images[:, 0, 9, 9].tolist() == [0, 100]
+    assert train.shape == data.describe("celeba", size=32).shape == (3, 32, 32)
+    assert train.labels.tolist() == [1, 0] and train.examples[:, 0, 9, 9].tolist() == [0, 100]
     assert data.load("celeba", "test", attribute="Young").classes == ("not Young", "Young")
     with pytest.raises(ValueError, match="attribute 'Old' is none of Male, Young"):
         data.load("celeba", attribute="Old")
@@ -396,7 +395,7 @@ def test_celebahq_and_imagenet(root):
             data.load(name)
     (root / "celebahq").mkdir(parents=True)
     (root / "celebahq" / "0.png").write_bytes(picture(size=(512, 512)))
-    assert data.load("celebahq").shape == (3, 256, 256)
+    assert data.load("celebahq").shape == data.describe("celebahq").shape == (3, 256, 256)
     zipped(
         root / "imagenet" / "imagenet.zip", {"val/n01/x.JPEG": picture(), "train/n01/x.JPEG": b""}
     )

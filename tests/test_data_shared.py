@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffbook_lib import data
-from diffbook_lib.data import ChecksumError, PartialDataWarning, archives, text
+from diffbook_lib.data import ChecksumError, PartialDataWarning, text
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDER = Path(os.environ.get("DIFFBOOK_SHARED_DATA") or BESIDE)
@@ -21,7 +21,7 @@ FOLDER = Path(os.environ.get("DIFFBOOK_SHARED_DATA") or BESIDE)
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archives, "cache_folder", lambda: folder)
+        patch.setenv("DIFFBOOK_CACHE", str(folder))
         patch.setenv("DIFFBOOK_DATA", str(FOLDER))
         yield folder
 
@@ -53,7 +53,7 @@ def counts(dataset) -> list[int]:
 
 def moments(dataset) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel on the scale 0 ... 1."""
-    pixels = dataset.images.transpose(0, 1).flatten(1).double() / 255
+    pixels = dataset.examples.transpose(0, 1).flatten(1).double() / 255
     return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
 
 
@@ -64,7 +64,7 @@ def test_mnist():
     (mean,), (std,) = moments(train)
     assert mean == pytest.approx(0.13066, abs=1e-5) and std == pytest.approx(0.30811, abs=1e-5)
     assert train[:2].x.mean() == pytest.approx(
-        2 * float(train.images[:2].double().mean()) / 255 - 1
+        2 * float(train.examples[:2].double().mean()) / 255 - 1
     )
 
 
@@ -91,8 +91,8 @@ def test_cifar10_jpeg_is_a_copy_of_cifar10():
     assert counts(copy) == [1000] * 10 and copy.shape == (3, 32, 32)
     assert "JPEG copy" in copy.description
     original = real_part("cifar10", "test")
-    cats = copy.images[copy.labels == 3].float()
-    first = original.images[original.labels == 3][0].float()
+    cats = copy.examples[copy.labels == 3].float()
+    first = original.examples[original.labels == 3][0].float()
     error = ((cats - first) ** 2).flatten(1).mean(1)
     assert int(error.argmin()) == 0 and error[0] < 200 < error[1:].min()
 
@@ -107,9 +107,9 @@ def test_text8():
     sizes = {"splits": (3_600_000, 200_000, 200_000)}
     train, test = real_part("text8", **sizes), real_part("text8", "test", **sizes)
     assert train.size == 14_400 and test.size == 800 and train.shape == (250,)
-    assert text.decode(train.images[0, :40]) == " anarchism originated as a term of abuse"
-    assert (train.images == 0).float().mean() == pytest.approx(0.1692, abs=2e-3)
-    assert train.images.unique().tolist() == list(range(27))
+    assert text.decode(train.examples[0, :40]) == " anarchism originated as a term of abuse"
+    assert (train.examples == 0).float().mean() == pytest.approx(0.1692, abs=2e-3)
+    assert train.examples.unique().tolist() == list(range(27))
 
 
 def test_fsdd():

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from torch import Tensor
+from diffbook_lib.errors import Refused
+from diffbook_lib.files import cache_folder
 
 
-class DataError(ValueError):
+class DataError(Refused):
     """A data set cannot be given; the message says what to do."""
 
 
@@ -58,14 +59,6 @@ class Found(NamedTuple):
 def data_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else the one DIFFBOOK_DATA names, else the user's cache."""
     return Path(folder or os.environ.get("DIFFBOOK_DATA") or cache_folder()).expanduser()
-
-
-def cache_folder() -> Path:
-    """The folder DIFFBOOK_CACHE names, else the user's, such as ~/.cache/diffbook: downloads,
-    decoded pictures, trained classifiers."""
-    import pooch
-
-    return Path(os.environ.get("DIFFBOOK_CACHE") or pooch.os_cache("diffbook")).expanduser()
 
 
 @dataclass
@@ -159,8 +152,9 @@ def names(path: Path) -> list[str]:
     return sorted(seen)
 
 
-def fingerprint(path: Path) -> str:
-    """16 hexadecimal digits that change when a file, or any file of a folder, is replaced."""
+def stamp(path: Path) -> str:
+    """16 hexadecimal digits that change when a file, or any file of a folder, is replaced: made
+    of names, sizes and times, for what is too large to be read whole at each start."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
@@ -217,29 +211,3 @@ def _folder(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
         name = file.relative_to(path).as_posix()
         if file.is_file() and wanted(name):
             yield name, file.read_bytes()
-
-
-def decoded(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors that are slow to build, kept in the user's cache under `key`.
-
-    The file appears under its name only when complete; a damaged one is built anew.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    path = cache_folder() / "decoded" / f"{key}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        tensors = build()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file(tensors, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError):
-        pass  # a full or read-only disk costs the next start some seconds, nothing more
-    return tensors

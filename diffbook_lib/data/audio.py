@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from .archives import ArchiveError, Published, Store, decoded, members
-from .datasets import ArrayDataset
+from diffbook_lib.data.archives import ArchiveError, Published, Store, members
+from diffbook_lib.data.datasets import ArrayDataset
+from diffbook_lib.files import cached_tensors
+
+Samples = npt.NDArray[np.int16]
 
 SPEECH_COMMANDS = Published(
     "speech_commands_v0.02.tar.gz",
@@ -42,7 +46,8 @@ def sc09(store: Store, split: str) -> ArrayDataset:
     The archive's own lists say which clips validate and test: 31,158 / 3,643 / 4,107.
     """
     found = store.get("sc09", SPEECH_COMMANDS)
-    tensors = decoded(f"sc09-{split}-{found.digest[:16]}", lambda: _sc09(found.path, split))
+    key = f"examples/sc09-{split}-{found.digest[:16]}"
+    tensors = cached_tensors(key, lambda: _sc09(found.path, split))
     official = {"train": 31_158, "valid": 3_643, "test": 4_107}[split]
     return _dataset(
         "sc09",
@@ -79,7 +84,7 @@ def fsdd(store: Store, split: str, *, rate: int = 8_000, length: int | None = No
     """
     path = store.get("fsdd", FSDD).path
 
-    def clips() -> Iterator[tuple[int, np.ndarray]]:
+    def clips() -> Iterator[tuple[int, Samples]]:
         for name, data in members(path, lambda name: _recording(name) is not None):
             digit, index = _recording(name) or (0, 0)
             if (index < 5) == (split == "test"):
@@ -104,23 +109,24 @@ def _recording(name: str) -> tuple[int, int] | None:
 
 def _dataset(name: str, description: str, tensors: dict[str, torch.Tensor]) -> ArrayDataset:
     return ArrayDataset(
-        tensors["images"],
+        tensors["examples"],
         tensors["labels"],
         levels=2**16,
         classes=WORDS,
         name=name,
         description=description,
+        kind="sound",
     )
 
 
-def _stack(clips: Iterable[tuple[int, np.ndarray]]) -> dict[str, torch.Tensor]:
+def _stack(clips: Iterable[tuple[int, Samples]]) -> dict[str, torch.Tensor]:
     pairs = list(clips)
     samples = np.stack([clip for _, clip in pairs]) if pairs else np.empty((0, 1), np.int16)
     labels = torch.tensor([label for label, _ in pairs], dtype=torch.int64)
-    return {"images": torch.from_numpy(samples), "labels": labels}
+    return {"examples": torch.from_numpy(samples), "labels": labels}
 
 
-def read_wav(data: bytes, rate: int, origin: str) -> np.ndarray:
+def read_wav(data: bytes, rate: int, origin: str) -> Samples:
     """Samples int16 (n,) of a mono 16-bit wav file. Raises ArchiveError for any other."""
     try:
         with wave.open(io.BytesIO(data)) as sound:
@@ -133,7 +139,7 @@ def read_wav(data: bytes, rate: int, origin: str) -> np.ndarray:
     return samples
 
 
-def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
+def resample(samples: Samples, old: int, new: int) -> Samples:
     """16-bit samples at rate `new` that were at rate `old`."""
     from scipy.signal import resample_poly
 
@@ -141,10 +147,11 @@ def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
         return samples
     common = math.gcd(old, new)
     values = resample_poly(samples.astype(np.float64), new // common, old // common)
-    return np.clip(np.round(values), -(2**15), 2**15 - 1).astype(np.int16)
+    rounded: Samples = np.clip(np.round(values), -(2**15), 2**15 - 1).astype(np.int16)
+    return rounded
 
 
-def fit(samples: np.ndarray, length: int) -> np.ndarray:
+def fit(samples: Samples, length: int) -> Samples:
     """Exactly `length` samples: silence added or the rest cut off at the end."""
     fitted = np.zeros(length, np.int16)
     fitted[: len(samples)] = samples[:length]

@@ -1,15 +1,18 @@
 """Data sets that need no file: scikit-learn's digits and two-dimensional toys."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .. import exact, rng
-from .archives import Store
-from .datasets import ArrayDataset, SampledDataset
+from diffbook_lib import exact, rng
+from diffbook_lib.data.archives import Store
+from diffbook_lib.data.datasets import ArrayDataset, SampledDataset
 
+DIGITS = tuple("0123456789")
 DIGITS_TRAIN = 1500
+Draw = Callable[[int, torch.Generator], Tensor]
 
 
 def digits(store: Store, split: str) -> ArrayDataset:
@@ -27,7 +30,7 @@ def digits(store: Store, split: str) -> ArrayDataset:
         images[rows],
         torch.as_tensor(target, dtype=torch.int64)[rows],
         levels=17,
-        classes=tuple("0123456789"),
+        classes=DIGITS,
         name="digits",
         description=f"8x8 digits of scikit-learn, {split}: {len(rows):,} of {len(pixels):,} images",
     )
@@ -56,6 +59,6 @@ def swissroll5(store: Store, split: str) -> SampledDataset:
     return _stream("swissroll5", split, draw, "five swiss rolls in the plane")
 
 
-def _stream(name: str, split: str, draw, description: str) -> SampledDataset:
+def _stream(name: str, split: str, draw: Draw, description: str) -> SampledDataset:
     purpose = "data" if split == "train" else f"data/{split}"
     return SampledDataset(draw, (2,), name, f"{description}, {split}: drawn anew", purpose)

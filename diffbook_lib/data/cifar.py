@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from .archives import ArchiveError, Published, Store, members
-from .datasets import ArrayDataset
+from diffbook_lib.data.archives import ArchiveError, Published, Store, members
+from diffbook_lib.data.datasets import ArrayDataset
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
@@ -88,7 +89,9 @@ def _load(source: Batches, store: Store, split: str) -> ArrayDataset:
     )
 
 
-def _part(content: Mapping[str, Any], labels: str, classes: int, path: Path):
+def _part(
+    content: Mapping[str, Any], labels: str, classes: int, path: Path
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Pixels uint8 (n, 3072), red plane first, and labels int64 (n,) of one batch file."""
     pixels, numbers = content.get("data"), content.get(labels)
     if not (

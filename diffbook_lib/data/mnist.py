@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .archives import ArchiveError, Published, Store, gunzip
-from .datasets import ArrayDataset
+from diffbook_lib.data.archives import ArchiveError, Published, Store, gunzip
+from diffbook_lib.data.datasets import ArrayDataset
 
 
 class Idx(NamedTuple):
@@ -72,8 +72,9 @@ def _load(source: Idx, store: Store, split: str) -> ArrayDataset:
     labels = _read(source, store, f"{part}-labels-idx1", dimensions=1)
     if len(images) != len(labels) or labels.max(initial=0) >= len(source.classes):
         raise ArchiveError(
-            f"{source.name} {split}: {len(labels)} labels, the highest {labels.max(initial=0)}, "
-            f"for {len(images)} images of {len(source.classes)} classes"
+            f"{source.name} {split}: {len(labels)} labels, the highest "
+            f"{labels.max(initial=0)}, for {len(images)} images of {len(source.classes)} "
+            "classes"
         )
     return ArrayDataset(
         torch.from_numpy(images).unsqueeze(1),

@@ -1,27 +1,20 @@
-"""Collections of picture files: Tiny-ImageNet, a JPEG copy of CIFAR-10, CelebA, any folder."""
+"""Published collections of picture files: Tiny-ImageNet, CelebA, a JPEG copy of CIFAR-10."""
 
-import io
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from .archives import (
+from diffbook_lib.data.archives import (
     ArchiveError,
+    DataError,
     MissingDataError,
     Published,
     Store,
-    decoded,
-    fingerprint,
     members,
     names,
+    stamp,
 )
-from .datasets import ArrayDataset
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-MEMORY_LIMIT = 16 * 2**30
+from diffbook_lib.data.datasets import ArrayDataset
+from diffbook_lib.data.picture_files import arrange, collect
+from diffbook_lib.files import cached_tensors
 
 TINY_IMAGENET = Published(
     "tiny-imagenet-200.zip",
@@ -52,58 +45,6 @@ IMAGENET_STEPS = (
 )
 
 
-def decode(data: bytes, origin: str, size: int | None = None) -> np.ndarray:
-    """A picture file as uint8 (3, height, width), grey ones as colour.
-
-    size: cut out the largest central square and resize it to size x size (Lanczos).
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ArchiveError(f"{origin} is not a readable picture: {error}") from error
-    if size is not None and picture.size != (size, size):
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        picture = square.resize((size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
-
-
-def collect(
-    path: Path, label: Callable[[str], int | None], size: int | None = None
-) -> dict[str, Tensor]:
-    """All pictures of an archive or folder whose `label(name)` is not None, as `images`, and
-    those labels as `labels`.
-
-    Ordered by name. Raises ArchiveError where there are none, where they have several shapes
-    and no `size` was given, or where they would fill more than 16 GiB.
-    """
-    from tqdm.auto import tqdm
-
-    rows: dict[str, np.ndarray] = {}
-    files = members(path, lambda name: label(name) is not None)
-    for name, data in tqdm(
-        files, desc=f"decoding {path.name}", unit=" images", delay=2, mininterval=1
-    ):
-        rows[name] = decode(data, f"{path}: {name}", size)
-        if len(rows) * rows[name].nbytes > MEMORY_LIMIT:
-            raise ArchiveError(f"{path}: more than 16 GiB of pictures; give a smaller size")
-    if not rows:
-        raise ArchiveError(f"{path} holds none of the pictures looked for")
-    if len(shapes := {row.shape[1:] for row in rows.values()}) > 1:
-        raise ArchiveError(
-            f"{path}: pictures of {len(shapes)} shapes, such as {sorted(shapes)[:3]}; give a size"
-        )
-    chosen = sorted(rows)
-    return {
-        "images": torch.from_numpy(np.stack([rows[name] for name in chosen])),
-        "labels": torch.tensor([label(name) for name in chosen], dtype=torch.int64),
-    }
-
-
 def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
     """Tiny-ImageNet (Stanford CS231N): 200 classes, 64x64 colour, 100,000 and 10,000 images.
 
@@ -131,11 +72,11 @@ def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
                 return number.get(wnid)
         return None
 
-    key = f"tiny-imagenet-{split}-{found.digest[:16]}"
-    tensors = decoded(key, lambda: collect(found.path, label))
+    key = f"examples/tiny-imagenet-{split}-{found.digest[:16]}"
+    tensors = cached_tensors(key, lambda: collect(found.path, label))
     count, official = len(tensors["labels"]), {"train": 100_000, "test": 10_000}[split]
     return ArrayDataset(
-        tensors["images"],
+        tensors["examples"],
         tensors["labels"],
         classes=tuple(words.get(wnid, wnid).split(",")[0] for wnid in number),
         name="tiny-imagenet",
@@ -147,13 +88,13 @@ def cifar10_jpeg(store: Store, split: str) -> ArrayDataset:
     """A JPEG copy of CIFAR-10: the same pictures, lossy, in another order. Not for comparison."""
     found = store.get("cifar10-jpeg", CIFAR10_JPEG)
     number = {f"{split}/{name}": i for i, name in enumerate(CIFAR10_CLASSES)}
-    tensors = decoded(
-        f"cifar10-jpeg-{split}-{found.digest[:16]}",
+    tensors = cached_tensors(
+        f"examples/cifar10-jpeg-{split}-{found.digest[:16]}",
         lambda: collect(found.path, lambda name: number.get(str(PurePosixPath(name).parent))),
     )
     count, official = len(tensors["labels"]), {"train": 50_000, "test": 10_000}[split]
     return ArrayDataset(
-        tensors["images"],
+        tensors["examples"],
         tensors["labels"],
         classes=CIFAR10_CLASSES,
         name="cifar10-jpeg",
@@ -161,47 +102,34 @@ def cifar10_jpeg(store: Store, split: str) -> ArrayDataset:
     )
 
 
-def image_folder(
-    path: str | Path, size: int | None = None, split: str | None = None, title: str = "images"
-) -> ArrayDataset:
-    """The pictures of a folder or of a zip or tar archive, held in memory as uint8.
-
-    split: take only what lies in the folder of this name, such as "train". Pictures that lie in
-    several folders have the outermost one as their class; others have no labels.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise MissingDataError(f"{path} does not exist; give a folder or archive of pictures")
-    place = f"{split}/" if split else ""
-    folder = {
-        name: name.removeprefix(place).rpartition("/")[0].split("/")[0]
-        for name in names(path)
-        if name.startswith(place) and PurePosixPath(name).suffix.lower() in SUFFIXES
-    }
-    classes = {name: i for i, name in enumerate(sorted(set(folder.values())))}
-    number = {name: classes[place] for name, place in folder.items()}
-    key = f"{title}-{split or 'all'}-{size or 'as-is'}-{fingerprint(path)}"
-    tensors = decoded(key, lambda: collect(path, number.get, size))
-    labelled = len(classes) > 1 and "" not in classes
-    return ArrayDataset(
-        tensors["images"],
-        tensors["labels"] if labelled else None,
-        classes=tuple(classes) if labelled else (),
-        name=title,
-        description=f"{title}, {split or 'all'}: {len(folder):,} images",
-    )
-
-
 def celebahq(store: Store, split: str, *, size: int = 256) -> ArrayDataset:
     """CelebA-HQ (Karras et al. 2018) from the user's own folder or zip of pictures."""
     path = _own_copy(store, "celebahq", ("celebahq.zip", ""), CELEBAHQ_STEPS)
-    return image_folder(path, size, None, "celebahq")
+    numbers = {name: 0 for part in arrange(names(path)).parts.values() for name in part}
+    key = f"examples/celebahq-{size}-{stamp(path)}"
+    tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
+    return ArrayDataset(
+        tensors["examples"],
+        name="celebahq",
+        description=f"CelebA-HQ, {split}: {len(numbers):,} of 30,000 images",
+    )
 
 
 def imagenet(store: Store, split: str, *, size: int = 64) -> ArrayDataset:
     """ImageNet (ILSVRC2012) from the user's own folder or zip; `test` is the official val."""
     path = _own_copy(store, "imagenet", ("imagenet.zip", ""), IMAGENET_STEPS)
-    return image_folder(path, size, {"train": "train", "test": "val"}[split], "imagenet")
+    arrangement = arrange(names(path), ("train", "val"))
+    numbers = arrangement.parts.get({"train": "train", "test": "val"}[split], {})
+    key = f"examples/imagenet-{split}-{size}-{stamp(path)}"
+    tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
+    official = {"train": 1_281_167, "test": 50_000}[split]
+    return ArrayDataset(
+        tensors["examples"],
+        tensors["labels"] if arrangement.classes else None,
+        classes=arrangement.classes,
+        name="imagenet",
+        description=f"ImageNet, {split}: {len(numbers):,} of {official:,} images",
+    )
 
 
 def celeba(store: Store, split: str, *, size: int = 64, attribute: str = "Male") -> ArrayDataset:
@@ -217,15 +145,15 @@ def celeba(store: Store, split: str, *, size: int = 64, attribute: str = "Male")
     table = _own_copy(store, "celeba", ("list_attr_celeba.txt",), CELEBA_STEPS)
     _, header, *rows = _lines(table)
     if attribute not in header.split():
-        raise ValueError(f"attribute {attribute!r} is none of {', '.join(header.split())}")
+        raise DataError(f"attribute {attribute!r} is none of {', '.join(header.split())}")
     column = 1 + header.split().index(attribute)
     answers = {row[0]: int(row[column] == "1") for row in map(str.split, rows) if row[0] in mine}
-    key = f"celeba-{split}-{size}-{attribute}-{fingerprint(path)}-{fingerprint(table)}"
-    tensors = decoded(
+    key = f"examples/celeba-{split}-{size}-{attribute}-{stamp(path)}-{stamp(table)}"
+    tensors = cached_tensors(
         key, lambda: collect(path, lambda name: answers.get(PurePosixPath(name).name), size)
     )
     return ArrayDataset(
-        tensors["images"],
+        tensors["examples"],
         tensors["labels"],
         classes=(f"not {attribute}", attribute),
         name="celeba",

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .archives import ArchiveError, Published, Store, members
-from .datasets import ArrayDataset
+from diffbook_lib.data.archives import ArchiveError, DataError, Published, Store, members
+from diffbook_lib.data.datasets import ArrayDataset
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 SPLITS = ("train", "valid", "test")
@@ -96,24 +96,25 @@ def _chunks(
     start = sum(sizes[: SPLITS.index(split)])
     size = sizes[SPLITS.index(split)]
     if not 0 < length <= size:
-        raise ValueError(f"length is {length}; the {split} part of {name} has {size} characters")
+        raise DataError(f"length is {length}; the {split} part of {name} has {size} characters")
     count = size // length
     return ArrayDataset(
         symbols[start : start + count * length].view(count, length),
         levels=len(ALPHABET),
         name=name,
         description=f"{title}, {split}: {count:,} chunks of {length} from character {start:,} on",
+        kind="text",
         discrete=True,
     )
 
 
 def _sizes(total: int, splits: Sequence[float]) -> list[int]:
-    """The parts in characters. Raises ValueError where they do not fit into the text."""
+    """The parts in characters. Raises DataError where they do not fit into the text."""
     if len(splits) != 3 or min(splits) < 0:
-        raise ValueError(f"splits is {splits}; give the sizes of train, valid and test")
+        raise DataError(f"splits is {splits}; give the sizes of train, valid and test")
     sizes = [round(part * total) if isinstance(part, float) else part for part in splits]
     if sum(sizes) > total:
-        raise ValueError(
+        raise DataError(
             f"splits {tuple(splits)} need {sum(sizes):,} characters, the text has {total:,}; "
             "give smaller sizes, or fractions such as (0.9, 0.05, 0.05)"
         )
