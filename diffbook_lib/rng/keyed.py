@@ -1,23 +1,17 @@
-"""Keyed randomness: every random number is a function of (seed, purpose, step or image index).
-
-Nothing carries generator state from one step to the next, so a run resumed at step n draws what
-an undisturbed run draws at step n, several processes draw what one draws, and image i starts from
-the same noise whatever the batch size.
-"""
+"""Numbers of a step: drawn for the whole global batch, of which each worker keeps its rows."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 @lru_cache(maxsize=1024)
-def _key(seed: int, purpose: str) -> int:
+def key_of(seed: int, purpose: str) -> int:
     """A 64-bit key for (seed, purpose)."""
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or a positive integer")
@@ -30,7 +24,7 @@ def _step_key(seed: int, purpose: str, step: int) -> int:
     keeps any two of the first 2**32 steps of a purpose apart, which hashing it in would not."""
     if step < 0:
         raise ValueError(f"step is {step}; it must be 0 or a positive integer")
-    return (_key(seed, purpose) + step) % 2**63
+    return (key_of(seed, purpose) + step) % 2**63
 
 
 def generator(
@@ -74,13 +68,34 @@ def uniform(shape: Sequence[int], source: Source, dtype: torch.dtype = torch.flo
 def integers(high: int, shape: Sequence[int], source: Source) -> Tensor:
     """Uniform int64 in {0, ..., high - 1} of `shape` (batch first) on the source's device."""
 
-    def draw(size, *, generator, dtype, device):
-        return torch.randint(high, size, generator=generator, dtype=dtype, device=device)
-
-    return _draw(draw, shape, source, torch.int64)
+    return _draw(partial(torch.randint, high), shape, source, torch.int64)
 
 
-def _draw(draw, shape: Sequence[int], source: Source, dtype: torch.dtype) -> Tensor:
+def stratified(n: int, source: Source) -> Tensor:
+    """A uniform number in [0, 1) for each of n rows, float64 (n,), on the source's device.
+
+    Each of as many equal strata as the global batch has rows holds one of its numbers, in random
+    order; the n rows of a share are those of the whole.
+    """
+
+    def draw(
+        size: tuple[int, ...],
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        order = torch.randperm(size[0], generator=generator, device=device)
+        # 24 bits within the stratum: the sum is exact and stays below its upper end
+        within = torch.rand(size, generator=generator, device=device)
+        return (order.to(dtype) + within.to(dtype)) / size[0]
+
+    return _draw(draw, (n,), source, torch.float64)
+
+
+def _draw(
+    draw: Callable[..., Tensor], shape: Sequence[int], source: Source, dtype: torch.dtype
+) -> Tensor:
     if isinstance(source, torch.Generator):
         return draw(tuple(shape), generator=source, dtype=dtype, device=source.device)
     rows = source.stop - source.start
@@ -94,30 +109,6 @@ def _draw(draw, shape: Sequence[int], source: Source, dtype: torch.dtype) -> Ten
 def permutation(n: int, seed: int, purpose: str, step: int = 0) -> Tensor:
     """A random order of n items, int64 (n,), on the CPU."""
     return torch.randperm(n, generator=generator(seed, purpose, step))
-
-
-def image_noise(seed: int, purpose: str, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise (len(indices), *shape) in which row k belongs to image
-    indices[k] alone.
-
-    Drawn on the CPU by the counter-based generator Philox, one counter range an image, so image i
-    is the same in any batch and for every device it is later moved to.
-    """
-    key = _key(seed, purpose)
-    rows = [
-        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(i)])).standard_normal(
-            tuple(shape), dtype=np.float32
-        )
-        for i in indices
-    ]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
-
-
-def step_noise(
-    seed: int, purpose: str, indices: Sequence[int], shape: Sequence[int]
-) -> Callable[[int], Tensor]:
-    """The noise of a random sampler: noise(i) is `image_noise` of draw number i."""
-    return lambda i: image_noise(seed, f"{purpose}/{i}", indices, shape)
 
 
 @contextmanager
