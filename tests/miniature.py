@@ -54,7 +54,7 @@ class Dual(nn.Module):
         self.register_buffer("average", torch.zeros(()))
 
     def after_step(self, step, measures):
-        self.value.add_(spec.rate * (measures["dark"] - spec.threshold)).clamp_(min=0)
+        self.value.add_(spec.dual_lr * (measures["dark"] - spec.threshold)).clamp_(min=0)
         self.average.lerp_(measures["dark"], 0.1)
 
 

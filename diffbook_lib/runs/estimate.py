@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffbook_lib.errors import Refused
 from diffbook_lib import data
+from diffbook_lib.errors import Refused
 from diffbook_lib.metrics import grading_flops
 from diffbook_lib.runs import cells, presets
 from diffbook_lib.specs import RunSpec, nearest
@@ -128,7 +128,7 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     every = sum(t.numel() for t in (*net.parameters(), *net.buffers()))
     forward, samples = forward_flops(net, example), spec.steps * spec.batch
-    averages = len(spec.ema) * every
+    averages, images = len(spec.ema) * every, len(spec.cells()) * spec.samples
     kept = spec.steps // spec.snapshot_every if spec.snapshot_every else 0
     return {
         "parameters": trainable,
@@ -136,7 +136,7 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
         "samples": samples,
         "training_flops": 3 * forward * samples,
         "sampling_flops": spec.calls() * forward * spec.samples,
-        "grading_flops": grading_flops(spec.dataset, len(spec.cells()) * spec.samples),
+        "grading_flops": int(grading_flops(spec.dataset, data.check(spec).shape, images)),
         "state_bytes": 4 * (every + averages + 3 * trainable),
         "activation_bytes": activation_bytes(net, example) * (spec.batch // spec.accumulate),
         "checkpoint_bytes": 4 * (every + averages + 2 * trainable),

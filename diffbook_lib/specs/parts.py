@@ -13,6 +13,7 @@ class Pictures(RunSpec):
         False, description="spread levels over their bins for training, round samples to levels"
     )
     size: int = Field(0, ge=0, description="side of the pictures; 0: as the data set has them")
+    levels: int = Field(0, ge=0, description="your own array file: how many levels it has")
 
 
 class PointNet(RunSpec):

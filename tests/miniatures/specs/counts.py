@@ -9,4 +9,4 @@ class Spec(RunSpec):
     """Guess hidden pixels of the digits under a constraint on one measure."""
 
     threshold: float = Field(2.5, description="largest loss of dark pixels, in nats")
-    rate: float = Field(0.5, gt=0, description="step of the multiplier")
+    dual_lr: float = Field(0.5, gt=0, description="step of the multiplier")
