@@ -123,12 +123,10 @@ def test_hybrid_score_matching_is_denoising_with_the_velocity_integrated_out(pro
         close(square(process.covariance(f64(t))), given_v + var * torch.outer(F[:, 1], F[:, 1]))
 
 
-def test_cholesky_multiplies_back_and_refuses_what_is_not_positive():
+def test_cholesky_multiplies_back():
     covariance = Covariance(f64(2.0), f64(-0.7), f64(0.5))
     L = square(cld.cholesky(covariance))
     close(L @ L.T, square(covariance))
-    with pytest.raises(ValueError, match="larger eps_num"):
-        cld.cholesky(Covariance(f64(1.0), f64(1.0), f64(0.9)))
 
 
 # Scaling laws.

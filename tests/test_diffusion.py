@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
 
 from diffbook_lib import diffusion, exact, rng
-from diffbook_lib.diffusion import EDM, VE, VP
+from diffbook_lib.diffusion import EDM, VE, VP, LogNormal
 
 TIMES = torch.tensor([1e-6, 1e-3, 0.1, 0.5, 1.0], dtype=torch.float64)
 VPS = [VP(), VP(beta_min=0.3, beta_max=5.0), VP(beta_min=2.0, beta_max=2.0)]
@@ -197,7 +197,7 @@ def test_an_unknown_prediction_is_refused():
 # EDM.
 
 LEVELS = torch.tensor([0.002, 0.1, 0.5, 3.0, 80.0], dtype=torch.float64)
-EDMS = [EDM(), EDM(sigma_data=1.3, P_mean=0.4, P_std=1.0)]
+EDMS = [EDM(), EDM(sigma_data=1.3, levels=LogNormal(P_mean=0.4, P_std=1.0))]
 
 
 @pytest.mark.parametrize("edm", EDMS)
@@ -259,7 +259,7 @@ def test_edm_denoiser_wraps_the_exact_network(edm):
 def test_edm_loss_at_the_optimum_of_a_gaussian(edm, std):
     """E[weight * posterior variance] by Gauss-Hermite quadrature over ln sigma."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    sigma = np.exp(edm.P_mean + edm.P_std * nodes)
+    sigma = np.exp(edm.levels.P_mean + edm.levels.P_std * nodes)
     variance = std**2 * sigma**2 / (std**2 + sigma**2)
     weighted = variance * (sigma**2 + edm.sigma_data**2) / (sigma * edm.sigma_data) ** 2
     expected = (weighted * weights).sum() / weights.sum()

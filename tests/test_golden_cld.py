@@ -14,7 +14,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 from diffbook_lib import cld, metrics, rng
-from diffbook_lib.cld import CLD, VPSDE, Langevin, State
+from diffbook_lib.cld import CLD, Langevin, State
+from diffbook_lib.diffusion import VPSDE
 
 OWN = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("DIFFBOOK_GOLDEN", OWN))

@@ -14,15 +14,17 @@ import test_cld_objective
 import test_cld_process
 import test_cld_samplers
 import test_cld_smoothness
-import test_cld_vpsde
 import test_diffusion
 import test_exact
 import test_rng
 import test_samplers
+import test_vpsde
 from worlds import CRITICAL, HEAVY, UNDER
 
 from diffbook_lib import cld, diffusion, exact, rng, samplers
-from diffbook_lib.cld import CLD, VPSDE, Langevin, objective, process, vpsde
+from diffbook_lib.cld import CLD, Langevin, objective, process
+from diffbook_lib.diffusion import VPSDE
+from diffbook_lib.samplers import vpsde
 
 
 @dataclass
@@ -113,7 +115,7 @@ MUTATIONS = [
         (diffusion.EDM(),),
     ),
     Mutation(
-        samplers.heun,
+        samplers.heun_step,
         "(slope + slope_ahead) / 2",
         "slope",
         test_samplers.test_order_of_the_ode_samplers,
@@ -345,8 +347,8 @@ MUTATIONS = [
     ),
     Mutation(
         cld.sample,
-        "noise(i + 2)",
-        "noise(i)",
+        "process.prior(start)",
+        "start",
         test_cld_samplers.test_sample_starts_from_the_prior,
         (cld.sscs,),
     ),
@@ -401,21 +403,21 @@ MUTATIONS = [
         VPSDE.alpha,
         "self.kernel.std(t), x) * x",
         "self.kernel.std(t), x) * out",
-        test_cld_vpsde.test_score_of_a_gaussian_world,
+        test_vpsde.test_score_of_a_gaussian_world,
         (VPSDE(), True),
     ),
     Mutation(
         VPSDE.reverse_drift,
         "* (x / 2 +",
         "* (x +",
-        test_cld_vpsde.test_reverse_drift_takes_the_marginals_back,
+        test_vpsde.test_reverse_drift_takes_the_marginals_back,
         (VPSDE(), 0.7),
     ),
     Mutation(
         vpsde.euler_maruyama,
         "process.beta(start) * h).sqrt()",
         "process.beta(end) * h).sqrt()",
-        test_cld_vpsde.test_euler_maruyama_by_hand,
+        test_vpsde.test_euler_maruyama_by_hand,
     ),
     Mutation(
         cld.jacobian_norm,

@@ -1,18 +1,17 @@
 """Critically-damped Langevin diffusion: the chapter `book/cld.ipynb` derives what stands here.
 
 process: the forward process and its closed forms. objective: what the network learns. samplers:
-the way back. likelihood: the bound on log p. smoothness: how hard the score is to represent.
-vpsde: the same without a velocity, for comparison.
+the way back. likelihood: the bound on log p. smoothness: how hard the score is to represent. The
+same without a velocity, for comparison, is `diffusion.VPSDE`.
 """
 
-from diffbook_lib.cld import vpsde
 from diffbook_lib.cld.likelihood import (
     Likelihood,
     log_density,
     log_likelihood_bound,
     position_bound,
 )
-from diffbook_lib.cld.objective import CLD, Kernel
+from diffbook_lib.cld.objective import CLD, CLDDraw, Kernel
 from diffbook_lib.cld.process import (
     Cholesky,
     Covariance,
@@ -23,7 +22,6 @@ from diffbook_lib.cld.process import (
     cholesky,
 )
 from diffbook_lib.cld.samplers import (
-    Sample,
     euler_maruyama,
     half_step,
     midpoint_score_step,
@@ -35,18 +33,16 @@ from diffbook_lib.cld.samplers import (
     time_grid,
 )
 from diffbook_lib.cld.smoothness import jacobian_norm, xi, xi_vp
-from diffbook_lib.cld.vpsde import VPSDE
 
 __all__ = [
     "CLD",
-    "VPSDE",
+    "CLDDraw",
     "Cholesky",
     "Covariance",
     "Flow",
     "Kernel",
     "Langevin",
     "Likelihood",
-    "Sample",
     "Score",
     "State",
     "cholesky",
@@ -63,7 +59,6 @@ __all__ = [
     "sscs",
     "sscs2",
     "time_grid",
-    "vpsde",
     "xi",
     "xi_vp",
 ]

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from diffbook_lib import rng
 from diffbook_lib.cld.process import Cholesky, Flow, Langevin, Score, State, Time, cholesky
-from diffbook_lib.diffusion import Net, expand
+from diffbook_lib.diffusion import WEIGHTINGS, Net, Weighting, expand
 
 Objective = Literal["hsm", "dsm"]
-Weighting = Literal["likelihood", "reweightedv1", "reweightedv2"]
-OBJECTIVES, WEIGHTINGS = get_args(Objective), get_args(Weighting)
+OBJECTIVES = get_args(Objective)
 
 
 class Kernel(NamedTuple):
@@ -23,6 +22,16 @@ class Kernel(NamedTuple):
     F: Flow
     L: Cholesky
     var_v: Tensor
+
+
+class CLDDraw(NamedTuple):
+    """Noisy states (batch, ...), their times (batch,), float64, the velocity's noise in them, and
+    the kernel they were drawn from."""
+
+    state: State
+    t: Tensor
+    noise: Tensor
+    kernel: Kernel
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,13 @@ class CLD(Langevin):
         self._require("loss_eps", "must lie between 0 and 1", 0 < self.loss_eps < 1)
         for name, allowed in (("objective", OBJECTIVES), ("weighting", WEIGHTINGS)):
             self._require(name, f"must be one of {allowed}", getattr(self, name) in allowed)
+        times = torch.logspace(math.log10(self.loss_eps), 0, 32, dtype=torch.float64, device="cpu")
+        if not bool((self.kernel(times).L.vv > 0).all()):
+            raise ValueError(
+                f"the covariance of (x, v) is not positive definite in float64 with eps_num "
+                f"{self.eps_num} and loss_eps {self.loss_eps}; use a larger eps_num (the paper "
+                "uses 1e-9 to 1e-6) or a larger loss_eps"
+            )
 
     def kernel(self, t: Time) -> Kernel:
         """Everything about p(x_t, v_t | x_0), with "dsm" p(x_t, v_t | x_0, v_0), at t (batch,)."""
@@ -97,20 +113,27 @@ class CLD(Langevin):
         rate = self.friction * self.beta(t)
         return rate / kernel.L.vv**2 if self.weighting == "likelihood" else rate
 
-    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
-        """The weighted squared error of the velocity noise at a uniform time, summed over
-        dimensions, (batch,)."""
+    def draw(self, x0: Tensor, source: rng.Source) -> CLDDraw:
+        """Noisy states of clean images x0 (batch, ...), at uniform times above loss_eps."""
         u = rng.uniform((len(x0),), source, dtype=torch.float64)
         t = self.loss_eps + (1 - self.loss_eps) * u
         draws = 2 if self.objective == "hsm" else 3
         x, v, *start = rng.normal((len(x0), draws, *x0.shape[1:]), source, x0.dtype).unbind(1)
         v0 = math.sqrt(self.gamma * self.M) * start[0] if start else None
         kernel = self.kernel(t)
-        state = _sample(kernel, x0, State(x, v), v0)
-        error = (v - self.alpha(net, state, t, kernel, label)).square().flatten(1).sum(dim=1)
+        return CLDDraw(_sample(kernel, x0, State(x, v), v0), t, v, kernel)
+
+    def error(self, net: Net, draw: CLDDraw, label: Tensor | None = None) -> Tensor:
+        """The weighted squared error of the velocity noise, summed over dimensions, (batch,)."""
+        state, t, noise, kernel = draw
+        error = (noise - self.alpha(net, state, t, kernel, label)).square().flatten(1).sum(dim=1)
         if self.weighting == "reweightedv2":
             return error  # of weight 1
         return error * self.weight(t, kernel).to(error.dtype)
+
+    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
+        """`error` at a `draw`."""
+        return self.error(net, self.draw(x0, source), label)
 
 
 def _sample(kernel: Kernel, x0: Tensor, noise: State, v0: Tensor | None) -> State:

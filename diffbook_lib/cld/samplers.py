@@ -5,14 +5,12 @@ its end. Times are forward times, float64, on the CPU.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffbook_lib.cld.process import Covariance, Langevin, Score, State, cholesky
-from diffbook_lib.samplers import CountCalls, Noise, run
+from diffbook_lib.samplers import CountCalls, Noise, Sample, filled, run, steps
 
 Sampler = Callable[[Langevin, Score, State, Tensor, Noise], Iterator[State]]
 DATA_VAR = 0.005  # of `sscs2`: for data in sharp modes; 0.1 suits digits
@@ -158,23 +156,21 @@ def midpoint_score_step(
 def _exponential_step(J: Tensor, b: Tensor, v: Tensor, r: Tensor) -> Tensor:
     """v after b of dv/dB = J v + r with r constant."""
     growth = torch.expm1(J * b)
-    return v + growth * v + (growth / J if J != 0 else b) * r
-
-
-class Sample(NamedTuple):
-    """What a sampler returns: images (batch, ...) and the network calls made."""
-
-    x: Tensor
-    nfe: int
+    return v + growth * v + torch.where(J == 0, b, growth / J) * r
 
 
 def sample(
-    process: Langevin, score: Score, times: Tensor, noise: Noise, sampler: Sampler = sscs
+    process: Langevin,
+    score: Score,
+    times: Tensor,
+    start: State,
+    noise: Noise,
+    sampler: Sampler = sscs,
 ) -> Sample:
-    """From the prior down to the data; `noise` as `rng.step_noise` makes it."""
+    """From the prior down to the data. `start`: standard normal numbers for position and velocity,
+    as `rng.start_noise` makes them; `noise(i)`: the sampler's draw i, as `rng.step_noise` does."""
     counted = CountCalls(score)
-    start = process.prior(State(noise(0), noise(1)))
-    end = run(sampler(process, counted, start, times, lambda i: noise(i + 2)))
+    end = run(sampler(process, counted, process.prior(start), times, noise))
     return Sample(end.x, counted.nfe)
 
 
@@ -207,15 +203,3 @@ def probability_flow(
 
 def _last_drift(process: Langevin, state: State, t: Tensor) -> State:
     return State(state.x - process.beta(t) * t / process.M * state.v, state.v)
-
-
-def steps(times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Start and end of each step; ValueError unless the times fall."""
-    if len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must fall from 1 towards 0 in one step or more, got {times}")
-    return pairwise(times)
-
-
-def filled(t: Tensor, x: Tensor) -> Tensor:
-    """One time for the whole batch (batch,)."""
-    return t.expand(len(x)).to(x.device)

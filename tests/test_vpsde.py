@@ -8,8 +8,8 @@ from torch.distributions import Normal
 from worlds import close, f64, fix_draws, in_shares, order, probe_line, randn, times_drawn
 
 from diffbook_lib import cld, exact, rng
-from diffbook_lib.cld import VPSDE, vpsde
-from diffbook_lib.samplers import run
+from diffbook_lib.diffusion import VPSDE
+from diffbook_lib.samplers import run, vpsde
 
 SLOW = VPSDE(beta0=0.5, beta1=2.0)
 both = pytest.mark.parametrize("process", [VPSDE(), SLOW], ids=["default", "slow"])
@@ -222,19 +222,19 @@ def test_sample_starts_from_noise_and_counts_calls():
         return randn(4, 1, seed=i)
 
     times = cld.time_grid(20)
-    found = vpsde.sample(VPSDE(), score, times, noise)
-    later = lambda i: randn(4, 1, seed=i + 1)
-    close(found.x, run(vpsde.euler_maruyama(VPSDE(), score, randn(4, 1), times, later)))
-    assert found.nfe == 20 and calls == list(range(20))
+    found = vpsde.sample(VPSDE(), score, times, randn(4, 1, seed=99), noise)
+    start, draws = randn(4, 1, seed=99), lambda i: randn(4, 1, seed=i)
+    close(found.x, run(vpsde.euler_maruyama(VPSDE(), score, start, times, draws)))
+    assert found.nfe == 20 and calls == list(range(19))
 
 
 def test_float32_states_stay_float32():
     noise = lambda i: torch.randn(4, 1, 2, 2)
     score = VPSDE().score(lambda x, t, label: x * t[:, None, None, None])
-    assert vpsde.sample(VPSDE(), score, cld.time_grid(5), noise).x.dtype == torch.float32
+    assert vpsde.sample(VPSDE(), score, cld.time_grid(5), noise(0), noise).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("times", [(0.5, 1.0), (1.0,)])
 def test_times_must_fall(times):
     with pytest.raises(ValueError, match="times"):
-        vpsde.sample(VPSDE(), gaussian_score(VPSDE()), f64(*times), lambda i: randn(4, 1, seed=i))
+        vpsde.sample(VPSDE(), gaussian_score(VPSDE()), f64(*times), randn(4, 1), lambda i: randn(4, 1))
