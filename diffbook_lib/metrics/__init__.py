@@ -18,7 +18,7 @@ from diffbook_lib.metrics.clouds import (
     sliced_wasserstein,
 )
 from diffbook_lib.metrics.frechet import frechet_distance
-from diffbook_lib.metrics.inception import InceptionMissing, inception
+from diffbook_lib.metrics.inception_v3 import InceptionMissing, inception
 from diffbook_lib.metrics.judge import Judge, grading_flops
 from diffbook_lib.metrics.likelihood import bits, bits_per_dim
 from diffbook_lib.metrics.measurement import Measurement

@@ -19,7 +19,7 @@ from diffbook_lib.metrics.clouds import (
     SlicedWasserstein,
 )
 from diffbook_lib.metrics.frechet import Features, FrechetDistance
-from diffbook_lib.metrics.inception import FLOPS, WEIGHTS, check_colour, inception
+from diffbook_lib.metrics.inception_v3 import FLOPS, WEIGHTS, check_colour, inception
 from diffbook_lib.metrics.inputs import in_chunks
 from diffbook_lib.metrics.measurement import Measure, Measurement
 from diffbook_lib.nets.classifier import Classifier
