@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import test_data
+import test_data_arrays
 import test_data_choice
 import test_data_files
 import test_data_grouped
@@ -190,7 +191,7 @@ MUTATIONS = [
         arrays._channels_first,
         "examples.permute(0, 3, 1, 2).contiguous()",
         "examples.reshape(shape[0], shape[3], shape[1], shape[2])",
-        in_a_folder(test_data_own.test_channels_are_moved_not_reshaped),
+        in_a_folder(test_data_arrays.test_channels_are_moved_not_reshaped),
     ),
     Mutation(
         choice.held_out,
