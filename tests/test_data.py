@@ -49,6 +49,14 @@ def test_every_epoch_shows_every_example_once_in_its_own_order(n, total, seed):
         assert torch.equal(stream[epoch * n : (epoch + 1) * n], expected)
 
 
+def test_every_epoch_has_its_own_order():
+    dataset = numbered(40)
+    first, second = (dataset.batch(0, k, 40).label for k in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(first, torch.arange(40))
+
+
 def test_batches_do_not_depend_on_what_was_asked_before():
     fresh, used = numbered(10), numbered(10)
     for step in (7, 0, 100, 3):

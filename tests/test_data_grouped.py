@@ -61,6 +61,15 @@ def test_means_over_shares_are_means_over_groups(layout):
         assert (mean[g] / total).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_means_over_uneven_shares_are_means_over_groups():
+    """Three processes of 1, 2 and 5 rows, some without a row of the minority."""
+    whole = grouped(6, 2).batch(1, 0, 8)
+    parts = shares(grouped(6, 2), 0, 8, {1, 3})
+    mean = sum(p.by_group(p.label.double()).sum(dim=1) for p in parts) / 8
+    expected = [whole.label[whole.group == g].double().mean().item() for g in (0, 1)]
+    assert mean.tolist() == pytest.approx(expected, rel=1e-6)
+
+
 def test_other_groups_numbers_do_not_reach_a_mean():
     whole = grouped(3, 1).batch(1, 0, 4)
     values = torch.where(whole.group == 1, torch.inf, 1.0)
