@@ -53,6 +53,8 @@ def prepare(
             )
     folders.check(folder, spec)
     parameters = {"preset": preset, **changes, "out": str(folder), "processes": processes}
+    if spec.path:
+        parameters["path"] = spec.path  # from the root: the kernel works elsewhere
     return Plan(spec, folder, notebook_path(method), parameters, processes)
 
 

@@ -101,8 +101,9 @@ def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) ->
     spec = specs.make(method, {**read(method, name), **changes})
     for at in spec.members():
         data.check(spec.member(at))
-    if found := data.fingerprint(spec):
-        spec = spec.model_copy(update={"data_hash": found})
+    if spec.path:
+        place = str(Path(spec.path).expanduser().resolve())
+        spec = spec.model_copy(update={"path": place, "data_hash": data.fingerprint(spec)})
     return spec
 
 
