@@ -7,6 +7,7 @@ black, and shown as HTML with its alternative text, so JupyterLab and the built 
 from .frames import moving
 from .picture import COLOURS, INK, STYLE, in_page, show, style
 from .plots import image_grid, scatter, trajectories
+from .samples import samples
 from .source import show_source
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "image_grid",
     "in_page",
     "moving",
+    "samples",
     "scatter",
     "show",
     "show_source",
