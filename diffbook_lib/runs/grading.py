@@ -1,0 +1,60 @@
+"""From samples to the record of a run."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffbook_lib.metrics import Measurement
+from diffbook_lib.runs import records
+from diffbook_lib.runs.sweeps import Member
+from diffbook_lib.runs.sampling import Samples
+from diffbook_lib.specs import RunSpec
+
+
+class Graded(NamedTuple):
+    """Measured figures with their coordinates, and the seconds they took."""
+
+    results: list[Measurement]
+    seconds: float
+
+
+def grade(samples: Iterable[Samples], judge: Callable[[Tensor], list[Measurement]]) -> Graded:
+    """What `judge` measures of each way of sampling, with its coordinates and network calls."""
+    started = perf_counter()
+    results = [
+        replace(found, at={**drawn.at, **found.at}, details={**found.details, "nfe": drawn.nfe})
+        for drawn in samples
+        for found in judge(drawn.x)
+    ]
+    return Graded(results, perf_counter() - started)
+
+
+def measure(members: Iterable[Member], figure: Callable[[Member], Measurement]) -> Graded:
+    """What `figure` measures of each member itself, with its coordinates."""
+    started = perf_counter()
+    found = [replace(figure(member), at=member.at) for member in members]
+    return Graded(found, perf_counter() - started)
+
+
+def finish(
+    run: Path,
+    spec: RunSpec,
+    members: Sequence[Member],
+    samples: Sequence[Samples],
+    *graded: Graded,
+    processes: int = 1,
+) -> Path:
+    """Write the record of a run, which marks it as complete; returns its file."""
+    return records.write_record(
+        run,
+        spec,
+        [found for part in graded for found in part.results],
+        training_seconds=sum(m.progress.seconds for m in members if m.progress),
+        sampling_seconds=sum(drawn.seconds for drawn in samples),
+        grading_seconds=sum(part.seconds for part in graded),
+        processes=processes,
+    )

@@ -1,0 +1,71 @@
+"""Several processes on one machine: torchrun on `python -m diffbook_lib train DIR` or `sample DIR`.
+
+The launcher and the workers meet through files in the run folder, so that nothing listens beyond
+the loopback interface and nothing that could come from outside is unpickled.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from diffbook_lib.errors import Failed
+from diffbook_lib.runs import folder as folders
+from diffbook_lib.runs.presets import root
+
+
+class RunFailed(Failed):
+    """A run was started and did not reach its end."""
+
+
+def command(folder: Path, processes: int, stage: str) -> list[str]:
+    """The torchrun command of a stage, "train" or "sample"."""
+    meeting = folder.resolve() / ".rendezvous"
+    meeting.mkdir(parents=True, exist_ok=True)
+    identity = uuid.uuid4().hex[:12]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
+        *("--rdzv-backend", "c10d", "--rdzv-id", identity, "--rdzv-conf", "store_type=file"),
+        *("--rdzv-endpoint", str(meeting / f"launcher-{identity}"), "--local-addr", "127.0.0.1"),
+        *("--nproc_per_node", str(processes), "-m", "diffbook_lib", stage, str(folder)),
+    ]
+
+
+def torchrun(folder: Path, processes: int, stage: str) -> None:
+    """Run a stage of the run in `folder` with several processes, their output shown as it comes.
+
+    RunFailed if one of them fails; all of them end with this process.
+    """
+    lock, descriptors = folders.handed_on(folder)
+    shown = ""
+    with subprocess.Popen(
+        command(folder, processes, stage),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=root(),
+        env={**os.environ, **lock},
+        pass_fds=descriptors,
+    ) as process:
+        assert process.stdout
+        try:
+            while chunk := os.read(process.stdout.fileno(), 4096):
+                text = chunk.decode(errors="replace")
+                shown = (shown + text)[-20_000:]
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except BaseException:
+            process.terminate()
+            raise
+    _tidy(folder)
+    if process.returncode:
+        log = r"^[WE]\d{4} .*torch/distributed"
+        said = re.split(log, shown, maxsplit=1, flags=re.MULTILINE)[0]
+        raise RunFailed(f"{stage} with {processes} processes in {folder} failed:\n{said[-2000:]}")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the files through which the processes have met."""
+    for file in (folder / ".rendezvous").glob("*"):
+        file.unlink(missing_ok=True)
