@@ -9,9 +9,9 @@ import warnings
 
 import pytest
 import torch
+from diffbook_lib.checkpoint import CheckpointError
 
 from diffbook_lib import checkpoint
-from diffbook_lib.checkpoint import CheckpointError
 
 TENSORS = {
     "net/weight": torch.randn(3, 4),

@@ -5,11 +5,11 @@ import math
 import miniature
 import pytest
 import yaml
+from diffbook_lib.presets import CLDSpec, PresetError, RunSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffbook_lib import presets
-from diffbook_lib.presets import CLDSpec, PresetError, RunSpec
 
 GOOD = {
     "preset": "toy",

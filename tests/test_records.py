@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import miniature
 import pytest
+from diffbook_lib.records import Metric, RecordError, SpecMismatch
 
 from diffbook_lib import presets, records, results
-from diffbook_lib.records import Metric, RecordError, SpecMismatch
 
 
 @pytest.fixture

@@ -237,4 +237,6 @@ def test_float32_states_stay_float32():
 @pytest.mark.parametrize("times", [(0.5, 1.0), (1.0,)])
 def test_times_must_fall(times):
     with pytest.raises(ValueError, match="times"):
-        vpsde.sample(VPSDE(), gaussian_score(VPSDE()), f64(*times), randn(4, 1), lambda i: randn(4, 1))
+        vpsde.sample(
+            VPSDE(), gaussian_score(VPSDE()), f64(*times), randn(4, 1), lambda i: randn(4, 1)
+        )

@@ -114,7 +114,7 @@ def save_run(
 
 def load_run(
     found: Checkpoint, parts: Mapping[str, Any], weights: Iterable[nn.Parameter]
-) -> dict[nn.Parameter, dict[str, Tensor]]:
+) -> dict[Tensor, dict[str, Tensor]]:
     """Give each part its state, and return the optimiser's moments of each weight.
 
     Raises PartsDiffer unless the checkpoint holds exactly these parts.

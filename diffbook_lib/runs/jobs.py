@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs import cells, presets, records
+from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.launch import RunFailed
-from diffbook_lib.runs.sweeps import members
 from diffbook_lib.runs.presets import notebook_path, root
 from diffbook_lib.runs.sampling import draw_missing
+from diffbook_lib.runs.sweeps import members
 from diffbook_lib.runs.training import train
 from diffbook_lib.runs.workers import leave
 from diffbook_lib.specs import RunSpec, SpecError

@@ -130,4 +130,4 @@ def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
     }
     if "preset" not in given:
         raise SpecError("the parameters cell sets no preset; write for example preset = 'smoke'")
-    return resolve(method, given.pop("preset"), given)
+    return resolve(method, str(given.pop("preset")), given)

@@ -8,7 +8,7 @@ another number of shares is another training, as good as the first.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -47,7 +47,7 @@ def train(run: Path, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
         return watch(steps, spec)
 
 
-def events(task: Task, spec: RunSpec, run: Path | None = None) -> Iterator[Progress]:
+def events(task: Task, spec: RunSpec, run: Path | None = None) -> Generator[Progress, None, None]:
     """The events of a training: one every `spec.log_every` steps, at every checkpoint and at the
     end; a run that is continued first yields the event of its checkpoint, a finished one only
     that. Without a folder nothing is written. Leaving the loop early saves a checkpoint.
@@ -90,7 +90,7 @@ class Trainer:
         if run:
             _latest[run.resolve()] = self
 
-    def __iter__(self) -> Iterator[Progress]:
+    def __iter__(self) -> Generator[Progress, None, None]:
         last = self._restore()
         if last:
             yield last
@@ -155,7 +155,7 @@ class Trainer:
         losses, measures = found if isinstance(found, tuple) else (found, {})
         self._check_shapes(losses, measures, rows)
         loss = losses.mean()
-        (loss / spec.accumulate).backward()
+        (loss / spec.accumulate).backward()  # type: ignore[no-untyped-call]
         return torch.stack([loss, *(measures[n].mean() for n in self.names)]).detach().float()
 
     def _check_shapes(self, losses: Tensor, measures: Measures, rows: int) -> None:
