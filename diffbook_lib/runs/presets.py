@@ -16,7 +16,7 @@ from diffbook_lib import specs
 from diffbook_lib.specs import RunSpec, SpecError, check_name, nearest
 
 EXECUTION = ("out", "processes")  # say where and how a run happens, not what it computes
-PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
+SCALARS = (int, float, str, bool, type(None))
 SEEN = "_parameters"  # in a notebook: the names its parameters cell had set at the first call
 
 
@@ -110,16 +110,17 @@ def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) ->
 def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
     """The specification from the globals of a notebook whose parameters cell has been executed.
 
-    Every public global with a plain value counts as a parameter, so that one which papermill
-    was given under a wrong name stops the run. Modules, functions, classes and the execution
-    parameters `out` and `processes` are passed over. When the cell is executed again in the same
-    kernel, other globals than at the first time count only where they are parameters.
+    Every public global with a plain value, as YAML knows them, counts as a parameter, so that one
+    which papermill was given under a wrong name stops the run. Modules, functions, lists of
+    objects and the execution parameters `out` and `processes` are passed over. When the cell is
+    executed again in the same kernel, other globals than at the first time count only where they
+    are parameters or are named nearly so.
     """
     ignored = {*EXECUTION, "In", "Out"}
     given = {
         name: value
         for name, value in namespace.items()
-        if name not in ignored and name[0] != "_" and isinstance(value, PLAIN)
+        if name not in ignored and name[0] != "_" and _is_plain(value)
     }
     first = namespace.setdefault(SEEN, frozenset(given))
     fields = specs.find(method).model_fields
@@ -131,3 +132,12 @@ def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
     if "preset" not in given:
         raise SpecError("the parameters cell sets no preset; write for example preset = 'smoke'")
     return resolve(method, str(given.pop("preset")), given)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is such as YAML knows: a scalar, or a list or mapping of such values."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return isinstance(value, SCALARS)

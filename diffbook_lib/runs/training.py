@@ -176,7 +176,9 @@ class Trainer:
         for step, row in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(math.fsum(row)):
                 raise TrainingDiverged(self._diagnosis(step, row))
-        loss, norm, *rest = (math.fsum(column) / len(values) for column in zip(*values))
+        loss, norm, *rest = (
+            math.fsum(column) / len(values) for column in zip(*values, strict=True)
+        )
         return Progress(
             step=self.step,
             samples=self.step * self.spec.batch,

@@ -43,5 +43,10 @@ def make(method: str, mapping: Mapping[str, Any]) -> RunSpec:
     try:
         return cls(**{**mapping, "method": method})
     except ValidationError as error:
-        lines = [explain(cls, dict(problem)) for problem in error.errors()]
+        # of a list whose only item is wrong, pydantic says that it is too short as well
+        lines = [
+            explain(cls, dict(problem))
+            for problem in error.errors()
+            if problem["type"] != "too_short" or not problem["input"]
+        ]
         raise SpecError("\n".join(lines)) from None

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffbook_lib.specs.explain import check_name, explain
+from diffbook_lib.specs.explain import check_name, explain, nearest
 
 
 def _profile(text: str) -> str:
@@ -117,7 +117,8 @@ class RunSpec(BaseModel):
         ):
             if unknown := sorted(set(grid) - allowed):
                 raise ValueError(
-                    f"{what} names {', '.join(unknown)}; it may name {', '.join(sorted(allowed))}"
+                    f"{what} names {', '.join(unknown)}; it may name "
+                    f"{', '.join(sorted(allowed))}{nearest(unknown[0], allowed)}"
                 )
             for values in grid.values():
                 if len(set(values)) < len(values):
@@ -129,7 +130,7 @@ class RunSpec(BaseModel):
     def _with(self, what: str, at: Mapping[str, Any]) -> None:
         """Raise ValueError unless these values are allowed together."""
         try:
-            type(self)(**{**dict(self), "table": {}, "sweep": {}, **at})
+            type(self)(**{**dict(self), "sweep": {}, what: {}, **at})
         except ValidationError as error:
             problems = "; ".join(explain(type(self), dict(p)) for p in error.errors())
             raise ValueError(f"{what}: {problems}") from None
