@@ -33,15 +33,17 @@ class TrainingDiverged(Failed):
     """The loss or its gradient is no longer a finite number."""
 
 
-def train(run: Path, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
-    """Train the task of a run, or continue it, with a progress bar, to its end.
+def train(run: Path | None, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
+    """Train the task of a run, or continue it, with a progress bar, to its end; without a folder
+    nothing is written.
 
     At the end `task.net` holds the first of its averages and is in evaluation mode. Several
     processes execute the build cells of the run notebook's file; what they trained is restored
     here. Raises what `events` raises, and RunFailed if one of them fails.
     """
-    folder.lock(run)
-    if processes > 1:
+    if run:
+        folder.lock(run)
+    if run and processes > 1:
         torchrun(run, processes, "train")
     with closing(iter(Trainer(task, spec, run))) as steps:
         return watch(steps, spec)
