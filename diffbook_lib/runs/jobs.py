@@ -1,5 +1,6 @@
 """Starting runs: papermill on a method's notebook, single stages of a run folder, Slurm."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -117,6 +118,8 @@ def _execute(plan: Plan) -> None:
             "`train` and `sample` work without"
         ) from None
     partial = plan.folder / "notebook.partial.ipynb"
+    # parameters that the notebook's cell does not name are meant: the specification knows them
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["DIFFBOOK_TEXT_BAR"] = "1"  # for the kernel: a widget would not show in a terminal
     folders.unlock(plan.folder)  # the kernel locks it
     try:

@@ -14,7 +14,7 @@ from diffbook_lib import files, specs
 from diffbook_lib.runs import presets, records
 
 
-class Published(records.Model):
+class PublishedFigure(records.Model):
     """A figure from a paper, with the place it was read."""
 
     method: str
@@ -70,13 +70,13 @@ def _kept(method: str, preset: str) -> Path:
     return presets.root() / "results" / method / f"{preset}.json"
 
 
-def published(method: str) -> list[Published]:
+def published(method: str) -> list[PublishedFigure]:
     """The published figures of a method; RecordError if the list is not as it must be."""
     file = presets.root() / "results" / "published.yaml"
     if not file.exists():
         return []
     try:
-        figures = [Published.model_validate(entry) for entry in yaml.safe_load(file.read_text())]
+        figures = [PublishedFigure.model_validate(entry) for entry in yaml.safe_load(file.read_text())]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise records.RecordError(f"{file}: {error}") from None
     return [figure for figure in figures if figure.method == method]
