@@ -1,3 +1,5 @@
+"""The command line: what it prints, and how it ends."""
+
 import json
 import subprocess
 import sys
@@ -8,14 +10,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffbook_lib import jobs, presets, records
+from diffbook_lib import runs
 from diffbook_lib.__main__ import main, value
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    return miniature.write(tmp_path)
+from diffbook_lib.errors import Failed, Refused
+from diffbook_lib.metrics import Measurement
+from diffbook_lib.runs import checkpoint, folder, jobs, launch, presets, records
 
 
 def call(*arguments, code=0):
@@ -33,86 +32,192 @@ def test_values_are_read_back(thing):
 
 def test_values_of_parameters():
     assert value("1e-3") == 0.001 and value("-3") == -3 and value("True") is True
-    assert value("[1, 2]") == [1, 2] and value("unet") == "unet" and value("{a: 1}") == "{a: 1}"
-    with pytest.raises(presets.PresetError, match="no list"):
-        value("[1, 2")
+    assert value("[1, 2]") == [1, 2] and value("unet") == "unet"
+    assert value("[power-0.1, classic-0.9]") == ["power-0.1", "classic-0.9"]
+    assert value("{seed: [0, 1], width: [8]}") == {"seed": [0, 1], "width": [8]}
+    for text in ("[1, 2", "{seed: [0}", "[!!python/object/apply:os.getcwd []]"):
+        with pytest.raises(Refused, match=r"no list or mapping; write for example '\[1, 2\]'"):
+            value(text)
 
 
 def test_help_is_no_error():
-    for arguments in (["--help"], ["run", "-h"], ["--version"]):
+    for arguments in (["--help"], ["run", "-h"], ["sample", "--help"], ["--version"]):
         assert "error" not in call(*arguments)
 
 
 def test_presets_lists_what_can_be_run(repository):
     assert call("presets").splitlines() == [
-        "cld          small        A little more",
-        "cld          tiny         Nearly nothing",
+        "counts       long         The long one",
+        "counts       tiny         The tiny one",
+        "ladder       sweep        The sweep one",
+        "ladder       tiny         The tiny one",
     ]
-    assert "highest learning rate" in call("presets", "cld")
+    shown = call("presets", "counts")
+    assert "highest learning rate" in shown and "step of the multiplier" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["presets", "cdl"], "did you mean 'cld'"),
-        (["estimate", "cld", "tinny"], "did you mean 'tiny'"),
-        (["estimate", "cld", "tiny", "--gpu", "h100"], "did you mean 'H100'"),
-        (["estimate", "cld", "tiny", "--utilisation", "0"], "utilisation is 0.0"),
-        (["run", "cld", "../tiny"], "refused"),
-        (["run", "cld", "tiny", "-p", "stepz", "3"], "did you mean 'steps'"),
-        (["run", "cld", "tiny", "-p", "steps", "-3"], "steps is -3"),
-        (["run", "cld", "tiny", "-p", "lr", "nan"], "finite"),
-        (["run", "cld", "tiny", "-p", "steps", "1e2"], "write 100"),
-        (["run", "cld", "tiny", "--processes", "3"], "processes is 3"),
-        (["run", "cld", "tiny", "--where", "moon"], "'moon'"),
-        (["run", "cld"], "Missing argument"),
+        (["presets", "cuonts"], "did you mean 'counts'"),
+        (["estimate", "counts", "tinny"], "did you mean 'tiny'"),
+        (["estimate", "counts", "tiny", "--gpu", "h100"], "did you mean 'H100'"),
+        (["estimate", "counts", "tiny", "--utilisation", "0"], "utilisation is 0.0"),
+        (["run", "counts", "../tiny"], "refused"),
+        (["run", "counts", "tiny", "-p", "stepz", "3"], "did you mean 'steps'"),
+        (["run", "counts", "tiny", "-p", "steps", "-3"], "steps is -3"),
+        (["run", "counts", "tiny", "-p", "lr", "nan"], "finite"),
+        (["run", "counts", "tiny", "-p", "steps", "1e2"], "write 100"),
+        (["run", "counts", "tiny", "-p", "sweep", "{sed: [0]}"], "did you mean 'seed'"),
+        (["run", "counts", "tiny", "-p", "sweep", "{seed: [0"], "no list or mapping"),
+        (["run", "counts", "tiny", "-p", "dataset", "mixtur9"], "did you mean 'mixture9'"),
+        (["run", "counts", "tiny", "-p", "out", "x"], "option --out"),
+        (["run", "counts", "tiny", "--processes", "5"], "processes is 5"),
+        (["run", "counts", "tiny", "--where", "moon"], "'moon'"),
+        (["run", "counts"], "Missing argument"),
         (["train", "/nowhere"], "no run folder"),
-        (["results", "cdl"], "did you mean 'cld'"),
+        (["sample", "/nowhere"], "no run folder"),
+        (["results", "cuonts"], "did you mean 'counts'"),
         (["results", "--keep", "/nowhere"], "not complete"),
     ],
 )
-def test_mistakes_get_one_message(repository, arguments, words):
+def test_mistakes_get_one_message_and_exit_2(repository, arguments, words):
     assert words in call(*arguments, code=2)
     assert not (repository / "runs").exists()
 
 
-def test_a_failed_run_has_its_own_code(repository, monkeypatch):
-    def fail(plan):
-        raise jobs.RunFailed("cell 3 failed")
+def failing(error):
+    def fail(*arguments, **named):
+        raise error
 
-    monkeypatch.setattr(jobs, "_execute", fail)
-    assert "error: cell 3 failed" in call("run", "cld", "tiny", code=1)
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (launch.RunFailed("cell 3 failed"), 1),
+        (Failed("cell 3 failed"), 1),
+        (checkpoint.CheckpointError("cell 3 failed"), 1),
+        (Refused("cell 3 failed"), 2),
+        (folder.FolderError("cell 3 failed"), 2),
+        (checkpoint.PartsDiffer("cell 3 failed"), 2),
+    ],
+)
+def test_failed_and_refused_have_their_own_codes(repository, monkeypatch, error, code):
+    monkeypatch.setattr(jobs, "_execute", failing(error))
+    said = call("run", "counts", "tiny", code=code)
+    assert said.splitlines()[-1] == "error: cell 3 failed"
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, RuntimeError, OSError])
+def test_a_defect_shows_its_traceback(repository, monkeypatch, kind):
+    """Errors that are not the library's own pass through, as Python shows them."""
+    defect = kind("shapes (3,) and (4,)")
+    monkeypatch.setattr(jobs, "run", failing(defect))
+    result = CliRunner().invoke(main, ["run", "counts", "tiny"])
+    assert result.exception is defect and result.exit_code == 1
+    assert "error:" not in result.output
+
+
+def test_a_defect_shows_its_traceback_in_a_process():
+    script = (
+        "import diffbook_lib.runs.presets as presets, diffbook_lib.__main__ as line;"
+        "presets.names = lambda method: int('three'); line.main(['presets', 'cld'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ValueError: invalid literal")
 
 
 def test_estimate_in_words_and_in_json(repository):
-    arguments = "estimate", "cld", "tiny", "-p", "precision", "fp32"
-    assert "unknown parameter 'precision'" in call(*arguments, code=2)
+    arguments = "estimate", "counts", "tiny", "-p", "precison", "fp32"
+    assert "did you mean 'precision'" in call(*arguments, code=2)
     words, numbers = call(*arguments[:3]), json.loads(call(*arguments[:3], "--json"))
-    assert f"{numbers['parameters']:,} trainable" in words and "3 forward passes" in words
-    assert numbers["samples"] == 48 and numbers["gpu"] == "H100"
+    assert f"{numbers['parameters']:,} trainable" in words
+    assert numbers["samples"] == 72 and numbers["gpu"] == "H100" and numbers["members"] == 1
+    sweep = call(*arguments[:3], "-p", "sweep", "{seed: [0, 1, 2], lr: [0.1, 1.0e-2]}")
+    assert "counts tiny, 6 members" in sweep and "432 examples" in sweep
     assert not (repository / "runs").exists()
 
 
-def test_a_folder_is_prepared_and_trained_without_papermill(repository):
+def test_parameters_of_every_form_reach_the_specification(repository):
+    out = repository / "run"
+    parameters = {
+        "lr": "1e-3",
+        "steps": "9",
+        "ema": "[power-0.2, classic-0.5]",
+        "sweep": "{seed: [3, 4], lr: [1.0e-2]}",
+        "precision": "bf16",
+    }
+    given = [part for name, text in parameters.items() for part in ("-p", name, text)]
+    assert call("run", "counts", "tiny", *given, "--out", out, "--prepare").strip() == str(
+        out / "spec.json"
+    )
+    spec = folder.read_spec(out)
+    assert (spec.lr, spec.steps, spec.precision) == (1e-3, 9, "bf16")
+    assert spec.ema == ("power-0.2", "classic-0.5")
+
+
+def test_a_folder_is_prepared_trained_and_sampled_without_papermill(repository):
+    """In processes of their own, as torchrun and Slurm start them; the second time there is
+    nothing left to do."""
     out = repository / "elsewhere" / "run"
-    call("run", "cld", "tiny", "-p", "lr", "1e-3", "--out", out, "--prepare")
-    assert records.read_spec(out).lr == 1e-3
-    command = [sys.executable, "-m", "diffbook_lib", "train", str(out)]
-    for _ in range(2):  # the second time there is nothing left to do
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "6/6" in done.stderr
-    assert "lr: 0.001 -> 0.01" in call("run", "cld", "tiny", "--out", out, code=2)
+    call("run", "ladder", "tiny", "-p", "table", "{nfe: [3]}", "--out", out, "--prepare")
+    folder.unlock(out)
+    environment = miniature.environment(repository)
+
+    def stage(name):
+        command = [sys.executable, "-m", "diffbook_lib", name, str(out)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    early = stage("sample")
+    assert early.returncode == 1 and "Traceback" not in early.stderr
+    assert "holds no checkpoint yet; train the run first" in early.stderr
+    trained = stage("train")
+    assert trained.returncode == 0 and "6/6" in trained.stderr, trained.stderr
+    sampled = stage("sample")
+    assert sampled.returncode == 0, sampled.stderr
+    names = sorted(str(p.relative_to(out / "samples")) for p in out.glob("samples/*/*"))
+    assert names == [f"nfe-{nfe}/{first:012d}.safetensors" for nfe in (3, 5) for first in (0, 4, 8)]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert "6/6" in call("train", out) and call("sample", out) == ""
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert "table: {'nfe': [3]} -> {}" in call("run", "ladder", "tiny", "--out", out, code=2)
 
 
 def test_results_show_runs_of_this_checkout(repository):
-    spec = presets.resolve("cld", "tiny")
-    run = records.open_run("", spec)
-    records.write_record(run, spec, [records.Metric(name="FID", value=3.25, samples=9)], 1.0)
-    assert "runs/cld-tiny/record.json" in call("results", "cld")
-    assert "results/cld/tiny.json" in call("results", "--keep", run)
-    assert "results/cld/tiny.json" in call("results")
+    spec = presets.resolve("ladder", "tiny")
+    run = folder.open_run("", spec)
+    seconds = {"training_seconds": 1.0, "sampling_seconds": 0.0, "grading_seconds": 0.0}
+    records.write_record(run, spec, [Measurement("FID", 3.25, 9)], **seconds)
+    assert "runs/ladder-tiny/record.json" in call("results", "ladder")
+    assert "results/ladder/tiny.json" in call("results", "--keep", run)
+    shown = call("results")
+    assert "results/ladder/tiny.json" in shown and "counts: recorded runs" in shown
+
+
+def test_a_complete_run_starts_nothing(repository, monkeypatch):
+    spec = presets.resolve("ladder", "tiny")
+    run = folder.open_run("", spec)
+    seconds = {"training_seconds": 1.0, "sampling_seconds": 0.0, "grading_seconds": 0.0}
+    records.write_record(run, spec, [Measurement("FID", 3.25, 9)], **seconds)
+    monkeypatch.setattr(jobs, "_execute", failing(AssertionError))
+    assert call("run", "ladder", "tiny").startswith("complete: ")
 
 
 def test_listing_needs_no_torch():
-    script = "import sys, diffbook_lib.__main__; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    script = (
+        "import sys; from diffbook_lib.__main__ import main\n"
+        "try: main(['presets', 'cld'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "smoke" in done.stdout, done.stderr
+
+
+def test_what_run_notebooks_need_is_found_in_runs():
+    assert {"Task", "train_members"} <= {*runs.__all__} <= {*dir(runs)}
+    assert all(getattr(runs, name).__name__ == name for name in runs.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = runs.trian

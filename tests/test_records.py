@@ -1,154 +1,207 @@
+"""Records: what was measured, asked for by coordinates, over seeds, or refused."""
+
 import json
+import math
+import statistics
 import subprocess
-import sys
-from dataclasses import dataclass
 
-import miniature
 import pytest
-from diffbook_lib.records import Metric, RecordError, SpecMismatch
 
-from diffbook_lib import presets, records, results
+from diffbook_lib.metrics import Measurement
+from diffbook_lib.runs import folder, grading, presets, records
+from diffbook_lib.runs.progress import Progress
+from diffbook_lib.runs.records import RecordError
+from diffbook_lib.runs.sampling import Samples
+from diffbook_lib.runs.sweeps import Member
 
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    return miniature.write(tmp_path)
+SECONDS = {"training_seconds": 12.5, "sampling_seconds": 3.0, "grading_seconds": 0.5}
 
 
 @pytest.fixture
 def spec(repository):
-    return presets.resolve("cld", "tiny")
+    return presets.resolve("ladder", "tiny")
 
 
 @pytest.fixture
-def folder(repository):
+def run(repository):
     return repository / "run"
 
 
-def test_same_specification_continues(folder, spec):
-    assert records.open_run(folder, spec) == folder
-    before = (folder / "spec.json").read_bytes()
-    assert records.open_run(folder, spec) == folder
-    assert (folder / "spec.json").read_bytes() == before
-    assert records.read_spec(folder) == spec
+def measured(value, name="Spread", floor=None, **at):
+    return Measurement(name, value, 2000, 0, floor, at=at)
 
 
-def test_no_folder_means_the_default_one(repository, spec):
-    assert records.open_run("", spec) == repository / "runs" / "cld-tiny"
+RESULTS = [
+    Measurement("Distance", 3.5, 2000, 7, details={"spread": [3.0, 4.0]}).with_floor([3.0, 3.4]),
+    *(measured(10.0 * seed + nfe, seed=seed, nfe=nfe) for nfe in (5, 20) for seed in (0, 1, 3)),
+    measured(8.0, nfe=50),
+]
 
 
-def test_other_specification_is_refused_with_the_difference(folder, spec):
-    records.open_run(folder, spec)
-    other = presets.resolve("cld", "tiny", {"lr": 0.5, "steps": 7})
-    with pytest.raises(SpecMismatch) as error:
-        records.open_run(folder, other)
-    changed = [line for line in str(error.value).splitlines() if "->" in line][1:]
-    assert changed == ["  steps: 6 -> 7", "  lr: 0.01 -> 0.5"]
-    assert records.read_spec(folder) == spec
+def write(run, spec, results=RESULTS, **changes):
+    run.mkdir(exist_ok=True)
+    return records.write_record(run, spec, results, **{**SECONDS, **changes})
 
 
-def test_a_value_that_was_not_recorded_is_a_difference(folder, spec):
-    records.open_run(folder, spec)
-    old = json.loads((folder / "spec.json").read_text())
-    del old["clip"]
-    (folder / "spec.json").write_text(json.dumps(old))
-    with pytest.raises(SpecMismatch, match=r"clip: \(absent\) -> 1.0"):
-        records.check_run(folder, spec)
-
-
-@pytest.mark.parametrize("content", ["", '{"method": "cl', "[1]", "\0\0"])
-def test_damaged_specification_is_reported(folder, spec, content):
-    records.open_run(folder, spec)
-    (folder / "spec.json").write_text(content)
-    for use in (lambda: records.open_run(folder, spec), lambda: records.read_spec(folder)):
-        with pytest.raises(RecordError, match="damaged"):
-            use()
-
-
-def test_checkpoints_without_specification_are_not_adopted(folder, spec):
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "000000000016.safetensors").touch()
-    with pytest.raises(RecordError, match=r"no spec\.json"):
-        records.open_run(folder, spec)
-
-
-def test_names_are_no_paths(spec):
-    with pytest.raises(presets.PresetError, match="refused"):
-        presets.spec("cld", {**spec.model_dump(), "preset": "a/../b"})
-
-
-def test_folder_in_use_by_another_process_is_refused(folder, spec, monkeypatch):
-    script = (
-        "import sys, time; from diffbook_lib import presets, records;"
-        f"records.open_run({str(folder)!r}, presets.resolve('cld', 'tiny'));"
-        "print('open', flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert other.stdout.readline()
-    monkeypatch.setattr(records, "PATIENCE", 0.0)
-    try:
-        with pytest.raises(RecordError, match=f"process {other.pid} works in"):
-            records.open_run(folder, spec)
-    finally:
-        other.kill()
-        other.wait()
-    monkeypatch.undo()
-    assert records.open_run(folder, spec) == folder  # the system freed it with the process
-
-
-@dataclass
-class Measured:
-    """What another module may call a result."""
-
-    name: str
-    value: float
-    samples: int
-    seed: int
-    floor: float
-    details: dict
-
-
-def write(folder, spec, value=3.5):
-    records.open_run(folder, spec)
-    measured = [
-        Measured("Fréchet distance", value, 2000, 0, 3.2, {"spread": [3.0, 4.0]}),
-        Metric(name="sure", value=0.9),
-        {"name": "bits", "value": 2, "samples": 10},
-    ]
-    return records.write_record(folder, spec, measured, seconds=12.5, samples_per_second=99.0)
-
-
-def test_record_says_all_that_is_needed(folder, spec):
-    write(folder, spec)
-    record = records.read_record(folder)
+def test_a_record_says_all_that_is_needed(run, spec):
+    write(run, spec, processes=2)
+    record = records.read_record(run)
     assert record.spec == spec and type(record.spec) is type(spec)
-    assert record.samples_seen == spec.steps * spec.batch
-    assert record.results[0].floor == 3.2 and record.results[0].details == {"spread": [3.0, 4.0]}
-    assert record.results[2].value == 2.0
+    assert record.results == tuple(RESULTS)
+    assert record.results[0].floor == 3.2 and record.results[0].floor_range == (3.0, 3.4)
+    assert record.results[0].details["spread"] == [3.0, 4.0]
+    assert record.samples_seen == spec.steps * spec.batch == 72
+    assert record.samples_per_second == 72 / 12.5
+    assert record.processes == 2
     assert record.versions["torch"] and record.hardware.cpu and record.hardware.cores >= 1
     assert record.date.tzinfo is not None
-    assert records.is_complete(folder, spec)
-    assert not records.is_complete(folder, presets.resolve("cld", "tiny", {"steps": 9}))
+    assert records.read_record(run / "record.json") == record
 
 
-def test_results_that_are_not_finite_make_no_record(folder, spec):
-    with pytest.raises(RecordError, match="finite"):
-        write(folder, spec, value=float("nan"))
-    assert not (folder / "record.json").exists()
+def test_training_sampling_and_grading_have_their_own_seconds(run, spec):
+    """Of all members and all ways of sampling together."""
+    run.mkdir()
+    progress = Progress(6, 72, 0.5, 0.1, 1.0, 9.0, seconds=4.0)
+    members = [Member(spec, run, {"seed": i}, {}, progress) for i in range(3)]
+    samples = [Samples({"nfe": n}, None, n, seconds=2.5) for n in (5, 20)]
+    graded = [grading.Graded([measured(1.0)], 0.25), grading.Graded([measured(2.0)], 0.5)]
+    record = records.read_record(grading.finish(run, spec, members, samples, *graded))
+    assert record.training_seconds == 12.0
+    assert record.sampling_seconds == 5.0
+    assert record.grading_seconds == 0.75
+    assert [found.value for found in record.results] == [1.0, 2.0]
 
 
-def test_damaged_record_is_reported(folder, spec):
-    file = write(folder, spec)
+def test_all_members_are_counted(run, repository):
+    spec = presets.resolve("ladder", "sweep")
+    write(run, spec)
+    assert records.read_record(run).samples_seen == 6 * 40 * 12
+
+
+def test_a_record_belongs_to_one_specification(run, spec):
+    assert not records.is_complete(run, spec)
+    write(run, spec)
+    assert records.is_complete(run, spec)
+    assert not records.is_complete(run, presets.resolve("ladder", "tiny", {"steps": 9}))
+
+
+def test_figures_are_selected_by_coordinates(run, spec):
+    write(run, spec)
+    record = records.read_record(run)
+    assert [found.value for found in record.select("Spread", nfe=20)] == [20.0, 30.0, 50.0]
+    assert [found.value for found in record.select("Spread", nfe=20, seed=1)] == [30.0]
+    assert len(record.select("Spread")) == 7
+    assert record.select("Distance") == (RESULTS[0],)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "words"),
+    [
+        ("Spread", {"nfe": 21}, ["ladder tiny holds no 'Spread' at {'nfe': 21}", "'nfe': 20"]),
+        ("Spread", {"nfe": 20, "seed": 2}, ["'seed': 2", "{'seed': 3, 'nfe': 20}"]),
+        ("Spread", {"grid": "linear"}, ["'grid'", "{'nfe': 50}"]),
+        ("Sprad", {}, ["no 'Sprad'", "Distance, Spread"]),
+    ],
+)
+def test_what_was_not_measured_is_said_with_what_was(run, spec, name, at, words):
+    write(run, spec)
+    with pytest.raises(RecordError) as error:
+        records.read_record(run).select(name, **at)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_spreads_are_over_seeds_alone(run, spec):
+    write(run, spec)
+    record = records.read_record(run)
+    assert [(s.name, s.at, s.seeds) for s in record.spreads] == [
+        ("Spread", {"nfe": 5}, 3),
+        ("Spread", {"nfe": 20}, 3),
+    ]
+    spread = record.spread("Spread", nfe=5)
+    values = [5.0, 15.0, 35.0]
+    assert (spread.low, spread.high, spread.mean) == (5.0, 35.0, pytest.approx(55 / 3))
+    assert spread.std == pytest.approx(statistics.stdev(values))
+    assert spread == record.spreads[0]
+    with pytest.raises(RecordError, match=r"'Spread' at \{\} is not one figure over seeds but .*5"):
+        record.spread("Spread")
+    with pytest.raises(RecordError, match="no figure of two seeds"):
+        record.spread("Spread", nfe=50)
+    with pytest.raises(RecordError, match="holds no 'Spread' at"):
+        record.spread("Spread", nfe=51)
+
+
+def test_names_are_not_mixed_up_in_spreads():
+    results = [measured(1.0, name, seed=seed) for name in ("a", "b") for seed in (0, 1)]
+    assert [spread.name for spread in records.spreads(results)] == ["a", "b"]
+    assert records.spreads(results[:1] + results[2:3]) == ()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_results_that_are_not_finite_make_no_record(run, spec, bad):
+    with pytest.raises(RecordError, match=rf"Spread at {{'nfe': 5}} is {bad}"):
+        write(run, spec, [RESULTS[0], measured(bad, nfe=5)])
+    with pytest.raises(RecordError, match="floor"):
+        write(run, spec, [measured(1.0, floor=bad, nfe=5)])
+    assert not (run / "record.json").exists()
+
+
+def test_nothing_measured_makes_no_record(run, spec):
+    with pytest.raises(RecordError, match="nothing was measured"):
+        write(run, spec, [])
+    assert not (run / "record.json").exists()
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_negative_seconds_make_no_record(run, spec, name):
+    with pytest.raises(RecordError, match=name):
+        write(run, spec, **{name: -1.0})
+
+
+def test_damaged_record_is_reported(run, spec):
+    file = write(run, spec)
     good = file.read_text()
-    for bad in (good[:-20], good.replace("12.5", "-1"), good.replace('"lr"', '"lt"')):
+    for bad in (good[:-20], good.replace("12.5", "-1"), good.replace('"lr"', '"lt"'), "", "[]"):
         file.write_text(bad)
         with pytest.raises(RecordError, match="not a valid record"):
-            records.read_record(folder)
+            records.read_record(run)
+    file.unlink()
+    with pytest.raises(RecordError, match="not complete"):
+        records.read_record(run)
+
+
+def test_an_old_record_that_lacks_a_field_with_a_default_reads(run, spec):
+    file = write(run, spec)
+    whole = records.read_record(file)
+    old = json.loads(file.read_text())
+    for name in ("clip", "noise_seed", "snapshot_every", "sweep"):
+        del old["spec"][name]
+    del old["spreads"], old["processes"], old["results"][1]["details"]
+    file.write_text(json.dumps(old))
+    record = records.read_record(file)
+    assert record.spec == spec and record.processes == 1 and record.spreads == ()
+    assert record.results == whole.results
+    assert record.spread("Spread", nfe=5) == whole.spread("Spread", nfe=5)
+    assert records.is_complete(run, spec)
+
+
+def test_grading_carries_the_coordinates_of_samples_and_members(spec, run):
+    samples = [Samples({"seed": 1, "nfe": n}, n, nfe=n - 1, seconds=0.0) for n in (5, 20)]
+    judge = lambda x: [Measurement("Twice", 2.0 * x, 10, details={"k": 1}), measured(x, part="a")]
+    results, seconds = grading.grade(samples, judge)
+    assert [(f.name, f.value, dict(f.at)) for f in results] == [
+        ("Twice", 10.0, {"seed": 1, "nfe": 5}),
+        ("Spread", 5, {"seed": 1, "nfe": 5, "part": "a"}),
+        ("Twice", 40.0, {"seed": 1, "nfe": 20}),
+        ("Spread", 20, {"seed": 1, "nfe": 20, "part": "a"}),
+    ]
+    assert results[2].details == {"k": 1, "nfe": 19} and seconds >= 0
+    members = [Member(spec, run, {"seed": i}, {}) for i in (4, 5)]
+    results, _ = grading.measure(members, lambda member: measured(member.at["seed"] / 2))
+    assert [(f.value, f.at) for f in results] == [(2.0, {"seed": 4}), (2.5, {"seed": 5})]
 
 
 def test_code_outside_its_checkout_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "diffbook_lib" / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "lib" / "runs" / "records.py"))
     assert records.code_state() == ("unknown", None)
 
 
@@ -157,8 +210,8 @@ def test_changed_code_is_dirty(tmp_path, monkeypatch):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
 
-    module = tmp_path / "diffbook_lib" / "records.py"
-    module.parent.mkdir()
+    module = tmp_path / "diffbook_lib" / "runs" / "records.py"
+    module.parent.mkdir(parents=True)
     module.write_text("1\n")
     git("init", "-q")
     monkeypatch.setattr(records, "__file__", str(module))
@@ -171,61 +224,8 @@ def test_changed_code_is_dirty(tmp_path, monkeypatch):
     assert records.code_state() == (commit, True)
 
 
-def test_kept_records_stand_beside_published_figures(repository, folder, spec):
-    (repository / "results").mkdir()
-    (repository / "results" / "published.yaml").write_text(
-        '- {method: cld, figure: FID, value: "2.25", source: "CLD, Table 1", tag: page}\n'
-        '- {method: ardm, figure: bpd, value: "2.7", source: "ARDM, Table 2", tag: paper}\n'
-    )
-    write(folder, spec)
-    assert results.keep(folder) == repository / "results" / "cld" / "tiny.json"
-    ours, *_, published = results.rows("cld")
-    assert (ours.figure, ours.value, ours.floor, ours.samples, ours.seed) == (
-        "Fréchet distance",
-        "3.5",
-        "3.2",
-        "2000",
-        "0",
-    )
-    assert ours.scale == "mixture9, 6 steps of 8" and "12 s" in ours.hardware
-    assert (published.value, published.source) == ("2.25", "CLD, Table 1 [page]")
-    table = results.table("cld")
-    assert "ARDM" not in table and table.index("recorded runs") < table.index("published figures")
-
-
-def test_only_the_preset_itself_is_kept(folder, repository):
-    write(folder, presets.resolve("cld", "tiny", {"steps": 9}))
-    with pytest.raises(RecordError, match="steps: preset 6, run 9"):
-        results.keep(folder)
-    with pytest.raises(RecordError, match="not complete"):
-        results.keep(repository / "nowhere")
-
-
-def test_runs_of_other_seeds_are_kept_beside_the_preset(folder, repository, spec, tmp_path):
-    write(folder, spec)
-    (folder / "figures").mkdir()
-    (folder / "figures" / "samples.png").write_bytes(b"picture")
-    other = tmp_path / "other"
-    records.start_run(other, presets.resolve("cld", "tiny", {"seed": 3}))
-    write(other, presets.resolve("cld", "tiny", {"seed": 3}))
-    with pytest.raises(RecordError, match="no run of cld tiny is kept"):
-        results.recorded("cld", "tiny")
-    files = [results.keep(run) for run in (other, folder)]
-    assert [file.name for file in files] == ["tiny-seed3.json", "tiny.json"]
-    assert files[1].with_suffix(".png").read_bytes() == b"picture"
-    assert not files[0].with_suffix(".png").exists()
-    assert [record.spec.seed for record in results.recorded("cld", "tiny")] == [0, 3]
-
-
-def test_recalled_figures_are_not_listed(repository):
-    (repository / "results").mkdir()
-    file = repository / "results" / "published.yaml"
-    file.write_text('- {method: cld, figure: FID, value: "2", source: memory, tag: recalled}\n')
-    with pytest.raises(RecordError, match="tag"):
-        results.published("cld")
-
-
-def test_shipped_figures_are_valid():
-    for method in presets.SPECS:
-        assert results.published(method)
-        assert results.table(method)
+def test_the_specification_in_the_folder_and_in_the_record_are_one(run, spec):
+    folder.open_run(run, spec)
+    write(run, spec)
+    written = json.loads((run / "record.json").read_text())["spec"]
+    assert written == json.loads((run / "spec.json").read_text())

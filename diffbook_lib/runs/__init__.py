@@ -1,29 +1,36 @@
 """The way of a run: preset, specification, notebook cells, task, training, samples, record.
 
 `runs` knows no method: it finds `specs/<method>.py` and `nbs/<method>.ipynb` by name. What a run
-notebook needs stands here; the rest is found in the modules.
+notebook needs stands here, imported when it is asked for, so that listing presets needs no torch;
+the rest is found in the modules.
 """
 
-from diffbook_lib.runs.folder import open_run
-from diffbook_lib.runs.grading import finish, grade, judge_of, measure
-from diffbook_lib.runs.presets import collect
-from diffbook_lib.runs.sampling import Samples, sample
-from diffbook_lib.runs.sweeps import Member, members, train_members
-from diffbook_lib.runs.task import Task
-from diffbook_lib.runs.training import train
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Member",
-    "Samples",
-    "Task",
-    "collect",
-    "finish",
-    "grade",
-    "judge_of",
-    "measure",
-    "members",
-    "open_run",
-    "sample",
-    "train",
-    "train_members",
-]
+HOMES = {
+    "Member": "sweeps",
+    "Samples": "sampling",
+    "Task": "task",
+    "collect": "presets",
+    "finish": "grading",
+    "grade": "grading",
+    "judge_of": "grading",
+    "measure": "grading",
+    "members": "sweeps",
+    "open_run": "folder",
+    "sample": "sampling",
+    "train": "training",
+    "train_members": "sweeps",
+}
+__all__ = list(HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *HOMES]

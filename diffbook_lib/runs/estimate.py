@@ -41,7 +41,7 @@ class Estimate:
     samples: int  # seen in training by all members: steps times batch
     training_flops: int  # of all members: three forward passes an example
     sampling_flops: int  # of all members: the network calls of every image of the table
-    grading_flops: int  # the features of every image of the table and of the reference
+    grading_flops: int  # the features of every image of the table; those of real ones are kept
     state_bytes: int  # weights, gradients, two Adam moments, averages: all float32
     activation_bytes: int  # kept for the backward pass, float32
     checkpoint_bytes: int  # one file: weights, two moments, averages

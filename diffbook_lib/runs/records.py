@@ -159,8 +159,9 @@ def write_record(
     commit, dirty = code_state()
     results, seen = tuple(results), spec.steps * spec.batch * len(spec.members())
     for found in results:
-        if not math.isfinite(found.value):
-            raise RecordError(f"{folder}: {found.name} at {found.at} is {found.value}")
+        for what, number in (("", found.value), ("the floor of ", found.floor)):
+            if number is not None and not math.isfinite(number):
+                raise RecordError(f"{folder}: {what}{found.name} at {found.at} is {number}")
     if not results:
         raise RecordError(f"{folder}: nothing was measured, so there is nothing to record")
     try:
