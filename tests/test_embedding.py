@@ -4,15 +4,10 @@ import math
 
 import pytest
 import torch
+from networks import same_numbers_every_time  # noqa: F401
+from torch.nn import functional as F
 
-from diffbook_lib import rng
 from diffbook_lib.nets.embedding import NoiseEmbedding
-
-
-@pytest.fixture(autouse=True)
-def same_numbers_every_time():
-    with rng.seeded(0, "tests"):
-        yield
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -26,6 +21,23 @@ def test_features_are_fourier_features_and_the_level(log):
         level = math.log(value) / 4 if log else value
         waves = [f(level * w) for f in (math.cos, math.sin) for w in embedding.frequencies.tolist()]
         torch.testing.assert_close(row, torch.tensor([*waves, level]))
+
+
+def test_two_linear_layers_and_a_silu_between_follow():
+    embedding, noise = NoiseEmbedding(width=8), torch.rand(3)
+    inputs = []
+    first, _, second = embedding.layers
+    first.register_forward_pre_hook(lambda layer, given: inputs.append(given[0]))
+    out = embedding(noise)
+    h = F.silu(inputs[0] @ first.weight.T + first.bias)
+    torch.testing.assert_close(out, h @ second.weight.T + second.bias)
+
+
+def test_the_vector_of_a_label_is_added():
+    embedding, noise = NoiseEmbedding(width=8, classes=2), torch.rand(4)
+    bare = embedding(noise) - embedding.labels.weight[2]  # no label: the last vector
+    found = embedding(noise, torch.tensor([1, 0, 1, 2]))
+    torch.testing.assert_close(found - bare, embedding.labels.weight[[1, 0, 1, 2]])
 
 
 def test_frequencies_are_saved_but_not_trained():

@@ -1,29 +1,18 @@
 """The perceptrons: shapes, formulas, the residual one's start at zero, and that they see noise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from networks import awake, same_numbers_every_time  # noqa: F401
 from torch.nn import functional as F
 
 from diffbook_lib import rng
 from diffbook_lib.nets.mlp import MLP, MLPBlock, PlainMLP
 
 
-@pytest.fixture(autouse=True)
-def same_numbers_every_time():
-    with rng.seeded(0, "tests"):
-        yield
-
-
 def build(**options):
     return MLP(4, 2, width=32, **options)
-
-
-def awake(net):
-    """With every parameter away from its starting value."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net
 
 
 @pytest.mark.parametrize("log_noise", [False, True])
@@ -38,7 +27,22 @@ def test_a_block_is_h_plus_f_of_the_modulated_h():
     normal = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     modulation = embedding @ block.modulation.weight.T + block.modulation.bias
     inner = normal * (1 + modulation[:, :16]) + modulation[:, 16:]
-    torch.testing.assert_close(block(h, embedding), h + block.layers(inner))
+    first, second = block.layers[1], block.layers[3]
+    inside = F.silu(F.silu(inner) @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(block(h, embedding), h + inside)
+
+
+@pytest.mark.parametrize("classes, label", [(0, None), (3, None), (3, torch.tensor([0, 2, 1]))])
+def test_the_whole_by_the_formula(classes, label):
+    """Blocks between two linear layers, the embedding through a SiLU, the last norm."""
+    net = awake(build(depth=2, classes=classes))
+    x, noise = torch.randn(3, 4), torch.rand(3)
+    embedding = net.embedding(noise, label)
+    h = x @ net.stem.weight.T + net.stem.bias
+    for block in net.blocks:
+        h = block(h, embedding * torch.sigmoid(embedding))
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(net(x, noise, label), h @ net.head.weight.T + net.head.bias)
 
 
 def test_a_fresh_block_is_the_identity():
@@ -64,8 +68,25 @@ def test_depth_counts_blocks():
     assert [len(build(depth=d).blocks) for d in (0, 2, 5)] == [0, 2, 5]
 
 
+def test_labels_and_the_missing_label():
+    net = awake(build(classes=3))
+    x, noise = torch.randn(1, 4), torch.rand(1)
+    outs = [net(x, noise, torch.tensor([label])) for label in range(4)]
+    assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(outs))
+    assert torch.equal(net(x, noise), outs[3])  # no label is the fourth embedding
+
+
+def test_classes_change_none_of_the_other_parameters_at_the_start():
+    with rng.seeded(0, "network"):
+        plain = build().embedding.state_dict()
+    with rng.seeded(0, "network"):
+        conditional = build(classes=3).embedding.state_dict()
+    assert set(conditional) - set(plain) == {"labels.weight"}
+    assert all(torch.equal(value, conditional[name]) for name, value in plain.items())
+
+
 def test_a_label_is_refused():
-    with pytest.raises(ValueError, match="takes no class label"):
+    with pytest.raises(ValueError, match=r"classes=0.*takes no class label"):
         build()(torch.randn(2, 4), torch.rand(2), torch.zeros(2, dtype=torch.int64))
 
 

@@ -15,15 +15,28 @@ import test_cld_process
 import test_cld_samplers
 import test_cld_smoothness
 import test_diffusion
+import test_ema
+import test_embedding
 import test_exact
+import test_mlp
+import test_ncsnpp
+import test_nets
 import test_rng
 import test_samplers
+import test_unet
 import test_vpsde
+import torch
+from networks import same_numbers_every_time  # noqa: F401
 from worlds import CRITICAL, HEAVY, UNDER
 
-from diffbook_lib import cld, diffusion, exact, rng, samplers
+from diffbook_lib import cld, diffusion, ema, exact, nets, rng, samplers
 from diffbook_lib.cld import CLD, Langevin, objective, process
 from diffbook_lib.diffusion import VPSDE
+from diffbook_lib.nets import mlp, ncsnpp, unet
+from diffbook_lib.nets.embedding import NoiseEmbedding
+from diffbook_lib.nets.mlp import MLP
+from diffbook_lib.nets.unet import UNet
+from diffbook_lib.rng import counter
 from diffbook_lib.samplers import vpsde
 
 
@@ -41,15 +54,24 @@ class Mutation:
 
 def swap(monkeypatch, mutation):
     """Replaces the function's code by that of its changed source."""
-    function = mutation.function
+    function = inspect.unwrap(mutation.function)
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(mutation.old) == 1, f"{mutation.old!r} must stand once in the source"
+    changed = textwrap.indent(source.replace(mutation.old, mutation.new), "    ")
+    free = function.__code__.co_freevars  # such as the class that `super()` asks for
     namespace = dict(function.__globals__)
-    exec(source.replace(mutation.old, mutation.new), namespace)
-    monkeypatch.setattr(function, "__code__", namespace[function.__name__].__code__)
+    exec(f"def outer({', '.join(free)}):\n{changed}\n    return {function.__name__}", namespace)
+    made = namespace["outer"](*[None] * len(free))
+    monkeypatch.setattr(function, "__code__", inspect.unwrap(made).__code__)
 
 
-LINE = test_exact.mixture(1)
+def finite_data_in_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        test_exact.test_finite_data_in_chunks(7, 0.7, patch)
+
+
+LINE, PUBLISHED = test_exact.mixture(1), test_rng.KNOWN[-1]
+SCHEDULE = diffusion.DDPM(steps=50, beta_first=0.01, beta_last=0.2)
 
 MUTATIONS = [
     Mutation(
@@ -57,6 +79,75 @@ MUTATIONS = [
         "[0, 0, 0, int(i)]",
         "[0, 0, int(i), 0]",
         test_rng.test_image_noise_is_philox_advanced_by_whole_images,
+    ),
+    Mutation(
+        rng.start_noise,
+        "start/{part}",
+        "start",
+        test_rng.test_two_models_start_an_image_from_the_same_noise,
+    ),
+    Mutation(
+        rng.stratified,
+        "order.to(dtype) + within.to(dtype)",
+        "order.to(dtype)",
+        test_rng.test_stratified_draws_are_uniform_and_in_random_order,
+    ),
+    Mutation(
+        rng.stratified,
+        "torch.randperm(size[0], generator=generator, device=device)",
+        "torch.arange(size[0], device=device)",
+        test_rng.test_stratified_draws_are_uniform_and_in_random_order,
+    ),
+    Mutation(
+        counter.mixed,
+        "bitwise_xor_(odd[1])",
+        "bitwise_xor_(odd[0])",
+        test_rng.test_philox_gives_the_published_words,
+        PUBLISHED,
+    ),
+    Mutation(
+        counter.schedule,
+        "rounds * torch",
+        "0 * rounds * torch",
+        test_rng.test_philox_gives_the_published_words,
+        PUBLISHED,
+    ),
+    Mutation(
+        counter.normals,
+        "add_(0.5)",
+        "add_(2.0**30)",
+        test_rng.test_step_noise_is_box_muller_of_philox,
+        (5, 3),
+    ),
+    Mutation(
+        counter.normals,
+        "angle.sin_()",
+        "angle.cos_()",
+        test_rng.test_step_noise_is_standard_normal_and_independent,
+    ),
+    Mutation(
+        rng.step_noise,
+        "return last[1][place].clone()",
+        "return last[1][0].clone()",
+        test_rng.test_step_noise_is_standard_normal_and_independent,
+    ),
+    Mutation(
+        rng.step_noise,
+        "return last[1][place].clone()",
+        "return last[1][place]",
+        test_rng.test_changing_a_draw_in_place_changes_no_later_one,
+    ),
+    Mutation(
+        rng.image_uniform,
+        ">> 8",
+        ">> 7",
+        test_rng.test_uniform_numbers_of_images,
+    ),
+    Mutation(
+        rng.image_order,
+        "argsort(dim=1, stable=True)",
+        "sort(dim=1, stable=True).values % n",
+        test_rng.test_orders_of_images,
     ),
     Mutation(
         exact.World.score,
@@ -73,11 +164,29 @@ MUTATIONS = [
         (0.7, 0.1),
     ),
     Mutation(
-        exact.FiniteData.posterior_mean,
-        ".sum(dim=1) / 2",
-        ".sum(dim=1)",
+        exact.FiniteData.__init__,
+        "part.square() / 2",
+        "part.square()",
         test_exact.test_finite_data_by_brute_force,
         (0.7,),
+    ),
+    Mutation(
+        exact.FiniteData.posterior_mean,
+        "shrink * total",
+        "total",
+        finite_data_in_chunks,
+    ),
+    Mutation(
+        exact.FiniteData.posterior_mean,
+        "top = highest",
+        "top = torch.zeros_like(top)",
+        finite_data_in_chunks,
+    ),
+    Mutation(
+        exact.FiniteData.log_density,
+        "torch.logaddexp(found, ",
+        "torch.maximum(found, ",
+        finite_data_in_chunks,
     ),
     Mutation(
         exact.GaussianMixture.cdf,
@@ -113,6 +222,78 @@ MUTATIONS = [
         "",
         test_diffusion.test_edm_loss_of_a_silent_network_is_one_at_every_level,
         (diffusion.EDM(),),
+    ),
+    Mutation(
+        diffusion.EDM.draw,
+        "x + expand",
+        "expand",
+        test_diffusion.test_edm_loss_by_hand,
+    ),
+    Mutation(
+        diffusion.EDM.error,
+        "draw.clean).square()",
+        "draw.clean).abs()",
+        test_diffusion.test_edm_loss_by_hand,
+    ),
+    Mutation(
+        diffusion.UniformLogSNR.draw,
+        "rng.stratified(n, source)",
+        "rng.uniform((n,), source, dtype=torch.float64)",
+        test_diffusion.test_stratified_levels_fill_each_part_of_the_range_once,
+    ),
+    Mutation(
+        diffusion.UniformLogSNR.draw,
+        "(high - low) * u",
+        "(high - low) * u**2",
+        test_diffusion.test_levels_follow_their_distribution,
+        (diffusion.UniformLogSNR(),),
+    ),
+    Mutation(
+        diffusion.DDPM.sigmas,
+        "self.alpha_bar(device) - 1)",
+        "self.alpha_bar(device))",
+        test_diffusion.test_the_discrete_schedule_by_hand,
+        (SCHEDULE,),
+    ),
+    Mutation(
+        diffusion.DDPM.nearest,
+        "(sigmas[1:] + sigmas[:-1]) / 2",
+        "sigmas[:-1]",
+        test_diffusion.test_the_nearest_step_of_the_discrete_schedule,
+    ),
+    Mutation(
+        samplers.heun_churn,
+        "raised**2 - start**2",
+        "raised**2",
+        test_samplers.test_heun_churn_keeps_the_variance_to_second_order,
+    ),
+    Mutation(
+        samplers.heun_churn,
+        "            start = raised\n",
+        "",
+        test_samplers.test_heun_churn_is_algorithm_2,
+        ((1.0, 0.0, 9.0, 1.0), True),
+    ),
+    Mutation(
+        samplers.heun_churn,
+        "* S_noise *",
+        "*",
+        test_samplers.test_heun_churn_is_algorithm_2,
+        ((100.0, 0.5, 3.0, 1.1), True),
+    ),
+    Mutation(
+        samplers.probability_flow,
+        ", options=within",
+        "",
+        test_samplers.test_the_odes_call_the_network_between_their_ends_only,
+        (80.0, 0.002, torch.float64),
+    ),
+    Mutation(
+        samplers.log_likelihood,
+        ", options=within",
+        "",
+        test_samplers.test_the_odes_call_the_network_between_their_ends_only,
+        (0.1, 5.0, torch.float32),
     ),
     Mutation(
         samplers.heun_step,
@@ -438,6 +619,153 @@ MUTATIONS = [
         "+ x",
         test_cld_smoothness.test_xi_vp_on_its_own_draws_by_autograd,
         (0.2,),
+    ),
+    # averages of weights
+    Mutation(
+        ema.Classic.beta,
+        "(1 + step)",
+        "step",
+        test_ema.test_classic_is_the_explicit_weighted_average,
+        (0.999,),
+    ),
+    Mutation(
+        ema.Power.beta,
+        "power_exponent(self.sigma_rel) + 1",
+        "power_exponent(self.sigma_rel)",
+        test_ema.test_power_is_the_explicit_weighted_average,
+        (0.1,),
+    ),
+    Mutation(
+        ema.power_width,
+        "gamma + 3",
+        "gamma + 2",
+        test_ema.test_power_exponent_solves_the_equation,
+        (0.1,),
+    ),
+    Mutation(
+        ema.HalfLife.beta,
+        "(step - 1)",
+        "step",
+        test_ema.test_the_ramp_is_that_of_the_released_code,
+    ),
+    Mutation(
+        ema.HalfLife.beta,
+        "batch / h",
+        "1 / h",
+        test_ema.test_what_is_a_half_life_old_weighs_half,
+        (8,),
+    ),
+    Mutation(
+        ema.EMA.update,
+        "1 - beta",
+        "beta",
+        test_ema.test_classic_is_the_explicit_weighted_average,
+        (0.9,),
+    ),
+    Mutation(
+        ema.EMA.load_state_dict,
+        "tensor.copy_(state[name])",
+        "pass",
+        test_ema.test_state_continues_exactly,
+        ("classic-0.99",),
+    ),
+    Mutation(
+        ema.EMA.update,
+        "kept.copy_(b)",
+        "pass",
+        test_ema.test_buffers_are_copied,
+    ),
+    # networks: above all a nonlinearity that is not there
+    Mutation(
+        UNet.forward,
+        "F.silu(self.embedding(noise, label))",
+        "self.embedding(noise, label)",
+        test_unet.test_the_whole_by_the_formula,
+        (None,),
+    ),
+    Mutation(
+        UNet.forward,
+        "F.silu(self.norm(h))",
+        "self.norm(h)",
+        test_unet.test_the_whole_by_the_formula,
+        (None,),
+    ),
+    Mutation(
+        unet.ResidualBlock.forward,
+        "F.silu(self.norm1(x))",
+        "self.norm1(x)",
+        test_unet.test_a_residual_block_by_the_formula,
+    ),
+    Mutation(
+        unet.ResidualBlock.forward,
+        "F.silu(h)",
+        "h",
+        test_unet.test_a_residual_block_by_the_formula,
+    ),
+    Mutation(
+        unet.ResidualBlock.forward,
+        "(1 + scale)",
+        "scale",
+        test_unet.test_a_residual_block_by_the_formula,
+    ),
+    Mutation(
+        unet.Attention.forward,
+        "q, k, v)",
+        "k, q, v)",
+        test_unet.test_attention_by_the_formula,
+        (64, 2),
+    ),
+    Mutation(
+        MLP.forward,
+        "F.silu(self.embedding(noise, label))",
+        "self.embedding(noise, label)",
+        test_mlp.test_the_whole_by_the_formula,
+        (0, None),
+    ),
+    Mutation(
+        mlp.MLPBlock.__init__,
+        "nn.Sequential(nn.SiLU(), ",
+        "nn.Sequential(nn.Identity(), ",
+        test_mlp.test_a_block_is_h_plus_f_of_the_modulated_h,
+    ),
+    Mutation(
+        mlp.MLPBlock.__init__,
+        "nn.SiLU(), last",
+        "nn.Identity(), last",
+        test_mlp.test_a_block_is_h_plus_f_of_the_modulated_h,
+    ),
+    Mutation(
+        mlp.PlainMLP.__init__,
+        "self.layers.extend([nn.Linear(width, width), nn.SiLU()])",
+        "self.layers.extend([nn.Linear(width, width), nn.Identity()])",
+        test_mlp.test_the_plain_mlp_by_the_formula,
+        (3,),
+    ),
+    Mutation(
+        NoiseEmbedding.__init__,
+        "nn.SiLU()",
+        "nn.Identity()",
+        test_embedding.test_two_linear_layers_and_a_silu_between_follow,
+    ),
+    Mutation(
+        NoiseEmbedding.forward,
+        "self.classes, device",
+        "0, device",
+        test_unet.test_labels_and_the_missing_label,
+    ),
+    Mutation(
+        ncsnpp.ResidualBlock.forward,
+        "F.silu(self.norm2(h))",
+        "self.norm2(h)",
+        test_ncsnpp.test_a_residual_block_by_the_formula,
+        (None,),
+    ),
+    Mutation(
+        nets.make,
+        "spec.blocks, spec.attention",
+        "spec.blocks, ()",
+        test_nets.test_a_network_by_name_is_that_made_by_hand,
+        ("unet",),
     ),
 ]
 

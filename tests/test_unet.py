@@ -79,6 +79,33 @@ def test_a_residual_block_by_the_formula():
     torch.testing.assert_close(block(x, embedding), block.skip(x) + block.conv2(F.silu(h)))
 
 
+@pytest.mark.parametrize("label", [None, torch.tensor([2, 0])])
+def test_the_whole_by_the_formula(label):
+    """Two levels, read off the parameters: what is kept on the way down joins on the way up, the
+    embedding goes through a SiLU once, and so does what enters the last convolution."""
+    net = awake(build(1, 1, 8, channels=8, multipliers=(1, 2), attention=(4,), classes=3))
+    x, noise = torch.randn(2, 1, 8, 8), torch.rand(2)
+    embedding = net.embedding(noise, label)
+    embedding = embedding * torch.sigmoid(embedding)
+
+    def through(modules, h):
+        for module in modules:
+            h = module(h, embedding)
+        return h
+
+    top = F.conv2d(x, net.stem.weight, net.stem.bias, padding=1)
+    (first,), (halve,), (second, attend) = net.encoder
+    a = first(top, embedding)
+    b = halve(a, embedding)
+    c = through((second, attend), b)
+    h = through(net.middle, c)
+    for modules, kept in zip(net.decoder, (c, b, a, top), strict=True):
+        h = through(modules, torch.cat([h, kept], dim=1))
+    h = F.group_norm(h, 8, net.norm.weight, net.norm.bias)
+    expected = F.conv2d(h * torch.sigmoid(h), net.head.weight, net.head.bias, padding=1)
+    torch.testing.assert_close(net(x, noise, label), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_fresh_blocks_are_the_identity():
     x, embedding = torch.randn(2, 16, 4, 4), torch.randn(2, 6)
     assert torch.equal(ResidualBlock(16, 16, 6, 0.0)(x, embedding), x)

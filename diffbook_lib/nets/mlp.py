@@ -27,30 +27,37 @@ class MLPBlock(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        return h + self.layers(self.norm(h) * (1 + scale) + shift)
+        out: Tensor = h + self.layers(self.norm(h) * (1 + scale) + shift)
+        return out
 
 
 class MLP(nn.Module):
-    """Points (batch, inputs), a noise feature (batch,) -> (batch, outputs); starts at zero."""
+    """Points (batch, inputs), a noise feature (batch,) and, with `classes` > 0, a class label
+    int64 (batch,) or None for "any" -> (batch, outputs); starts at zero."""
 
     def __init__(
-        self, inputs: int, outputs: int, width: int = 64, depth: int = 3, log_noise: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        width: int = 64,
+        depth: int = 3,
+        log_noise: bool = False,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.embedding = NoiseEmbedding(width, log=log_noise)
+        self.embedding = NoiseEmbedding(width, log=log_noise, classes=classes)
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = zero_linear(width, outputs)
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        if label is not None:
-            raise ValueError("MLP takes no class label; call it with label=None")
-        h = self.stem(x)
-        embedding = F.silu(self.embedding(noise))
+        embedding = F.silu(self.embedding(noise, label))
+        h: Tensor = self.stem(x)
         for block in self.blocks:
             h = block(h, embedding)
-        return self.head(self.norm(h))
+        out: Tensor = self.head(self.norm(h))
+        return out
 
 
 class PlainMLP(nn.Module):
@@ -70,4 +77,5 @@ class PlainMLP(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         if label is not None:
             raise ValueError("PlainMLP takes no class label; call it with label=None")
-        return self.layers(torch.cat([x, noise[:, None]], dim=1))
+        out: Tensor = self.layers(torch.cat([x, noise[:, None]], dim=1))
+        return out

@@ -9,7 +9,7 @@ of each residual branch starts near zero.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TypeVar
@@ -115,7 +115,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         angles = (t.log() if self.log else t)[:, None] * self.frequencies
-        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        out: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -246,10 +247,13 @@ class NCSNpp(nn.Module):
                 h = apply_each(modules, torch.cat([h, skips.pop()], dim=1), embedding)
             if i:
                 h = self.ups[i - 1](h, embedding)
-        return self.head(F.silu(self.norm(h)))
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out
 
 
-def _level(block, inputs: list[int], outputs: int, attend: list[bool]) -> nn.ModuleList:
+def _level(
+    block: Callable[..., nn.Module], inputs: list[int], outputs: int, attend: list[bool]
+) -> nn.ModuleList:
     """Residual blocks at one resolution, each followed by attention where asked."""
     level = nn.ModuleList()
     for c, attends in zip(inputs, attend, strict=True):

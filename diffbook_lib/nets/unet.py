@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return out
 
 
 class Attention(nn.Module):
@@ -64,7 +65,8 @@ class Attention(nn.Module):
             .unbind(1)
         )
         attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
+        out: Tensor = x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
+        return out
 
 
 class Downsample(nn.Module):
@@ -75,7 +77,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class Upsample(nn.Module):
@@ -86,7 +89,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
 
 
 class UNet(nn.Module):
@@ -113,10 +117,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_size(size, multipliers)
-        self.classes = classes
         width = 4 * channels
-        self.embedding = NoiseEmbedding(width, log=log_noise)
-        self.label_embedding = nn.Embedding(classes + 1, width) if classes else None
+        self.embedding = NoiseEmbedding(width, log=log_noise, classes=classes)
         self.stem = nn.Conv2d(inputs, channels, 3, padding=1)
 
         def level(c_in: int, c_out: int, resolution: int) -> nn.ModuleList:
@@ -151,7 +153,7 @@ class UNet(nn.Module):
         self.head = zero_conv(c, outputs)
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = F.silu(self._embed(noise, label))
+        embedding = F.silu(self.embedding(noise, label))
         h = self.stem(x)
         skips = [h]
         for modules in self.encoder:
@@ -160,17 +162,8 @@ class UNet(nn.Module):
         h = apply_each(self.middle, h, embedding)
         for modules in self.decoder:
             h = apply_each(modules, torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.head(F.silu(self.norm(h)))
-
-    def _embed(self, noise: Tensor, label: Tensor | None) -> Tensor:
-        embedding = self.embedding(noise)
-        if self.label_embedding is None:
-            if label is not None:
-                raise ValueError("this U-Net was built with classes=0 and takes no label")
-            return embedding
-        if label is None:
-            label = torch.full(noise.shape, self.classes, device=noise.device)
-        return embedding + self.label_embedding(label)
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out
 
 
 def check_size(size: int, multipliers: Sequence[int]) -> None:
@@ -183,8 +176,8 @@ def check_size(size: int, multipliers: Sequence[int]) -> None:
         )
 
 
-def apply_each(modules, h: Tensor, embedding: Tensor) -> Tensor:
-    """h after all of the modules, each of which also takes the embedding."""
-    for module in modules:
+def apply_each(modules: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    """h after all modules of a list, each of which also takes the embedding."""
+    for module in modules.children():
         h = module(h, embedding)
     return h
