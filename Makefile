@@ -1,25 +1,28 @@
-# make book   builds the book        make lab    opens JupyterLab on it
-# make test   runs every test        make bench  runs the benchmarks
+# make book   builds the book        make test   runs every test
+# make check  runs the quick tests   make bench  runs the benchmarks
+# make lab    opens JupyterLab on the pages
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book test lab bench clean install
+.PHONY: book test check lint lab bench clean install
 .DEFAULT_GOAL := book
 
 install: $(INSTALLED)
 
+# torch-fidelity asks for torchvision, which its Inception network does without.
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity -c constraints.txt
 	touch $@
 
 # One core a process: two pages, or two test workers, run side by side.
-book test: export OMP_NUM_THREADS := 1
+book test check: export OMP_NUM_THREADS := 1
 # What is trained once and kept, such as the classifier that judges digits, stays in the clone.
-book test bench: export DIFFBOOK_CACHE := $(CURDIR)/_build/cache
+book test check bench: export DIFFBOOK_CACHE := $(CURDIR)/_build/cache
 
 # After a failed build the pages are written again next time: their warnings must not get lost.
 book: $(INSTALLED)
@@ -28,11 +31,17 @@ book: $(INSTALLED)
 		|| { rm -rf _build/html _build/.doctrees; exit 1; }
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
-test: book
+test: book lint
+	$(BIN)/pytest -n 2
+
+# For use while working: everything but the slow tests; the pages need not be built.
+check: lint
+	$(BIN)/pytest -n 2 -m "not slow"
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
 
 # Jupyter wants to be told that root is meant.
 lab: $(INSTALLED)

@@ -48,7 +48,7 @@ def value(text: str) -> Any:
         ) from None
 
 
-def preset_arguments(command: Callable) -> Callable:
+def preset_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """METHOD PRESET [-p NAME VALUE]…"""
     option = click.option(
         "-p",
@@ -90,7 +90,12 @@ def presets_command(method: str | None) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate(
-    method: str, preset: str, parameters: list, gpu: str, utilisation: float, as_json: bool
+    method: str,
+    preset: str,
+    parameters: list[tuple[str, str]],
+    gpu: str,
+    utilisation: float,
+    as_json: bool,
 ) -> None:
     """Parameters, FLOPs, memory and GPU hours of a run; starts nothing."""
     from diffbook_lib.runs.estimate import estimate
@@ -119,7 +124,7 @@ def estimate(
 def run(
     method: str,
     preset: str,
-    parameters: list,
+    parameters: list[tuple[str, str]],
     out: str | None,
     processes: int,
     prepare: bool,

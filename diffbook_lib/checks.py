@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 Verdict = str | None
-EXERCISES: dict[str, Callable[[Callable], Verdict]] = {}
+Answer = Callable[..., Any]  # a reader's function
+Judge = Callable[[Answer], Verdict]
+EXERCISES: dict[str, Judge] = {}
 
 
 class CheckFailed(AssertionError):
@@ -70,7 +72,7 @@ def check_within(name: str, value: Any, low: float, high: float) -> None:
     print(f"✓ {name}: {shown} in [{low:g}, {high:g}]")
 
 
-def exercise(name: str, judge: Callable[[Callable], Verdict]) -> None:
+def exercise(name: str, judge: Judge) -> None:
     """Registers the self-check of an exercise.
 
     judge(function) returns None when the reader's function is right, else a line that says what
@@ -80,13 +82,13 @@ def exercise(name: str, judge: Callable[[Callable], Verdict]) -> None:
 
 
 def like(
-    reference: Callable, *arguments: Sequence[Any], rtol: float = 1e-6, atol: float = 0.0
-) -> Callable[[Callable], Verdict]:
+    reference: Answer, *arguments: Sequence[Any], rtol: float = 1e-6, atol: float = 0.0
+) -> Judge:
     """A judge that compares a function with `reference` at each tuple of arguments."""
     if not arguments:
         raise ValueError("like() needs at least one tuple of arguments to compare at")
 
-    def judge(function: Callable) -> Verdict:
+    def judge(function: Answer) -> Verdict:
         for case in arguments:
             answer = function(*case)
             if answer is None:
@@ -101,7 +103,7 @@ def like(
     return judge
 
 
-def check_exercise(name: str, function: Callable) -> None:
+def check_exercise(name: str, function: Answer) -> None:
     """Judges a reader's answer: prints a line when right, raises CheckFailed that says what is
     wrong, and ValueError for an exercise that the page has not set."""
     if name not in EXERCISES:

@@ -7,11 +7,13 @@ of x, so a sampler takes a world wherever it takes a network.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 Level = float | Tensor
+CHUNK = 2**21  # numbers of `FiniteData` in the working type at once
 
 
 class World:
@@ -29,7 +31,7 @@ class World:
         raise NotImplementedError
 
     def __call__(self, x: Tensor, sigma: Level, label: Tensor | None = None) -> Tensor:
-        mean = self.posterior_mean(x.reshape(len(x), -1), sigma)
+        mean: Tensor = self.posterior_mean(x.reshape(len(x), -1), sigma)
         return mean.reshape(x.shape).to(x.dtype)
 
     def score(self, x: Tensor, sigma: Level) -> Tensor:
@@ -133,7 +135,8 @@ class GaussianMixture(World):
             return super().flow(x, start, end)
         ratio = ((self._variances[0] + end**2) / (self._variances[0] + start**2)).sqrt()
         axes = self._axes[0]
-        return self.means + (x.double() - self.means) @ axes * ratio @ axes.T
+        moved: Tensor = (x.double() - self.means) @ axes * ratio @ axes.T
+        return self.means + moved
 
     def _coordinates(self, x: Tensor, sigma: Level) -> tuple[Tensor, Tensor]:
         """x seen from each mode along its principal axes, and the variances there: (n, K, d)."""
@@ -155,33 +158,62 @@ class Gaussian(GaussianMixture):
 
 
 class FiniteData(World):
-    """The empirical distribution of N points (N, d), equal weights: what a network that fits its
-    training set perfectly would learn."""
+    """The empirical distribution of N points (N, ...), equal weights: what a network that fits
+    its training set perfectly would learn.
 
-    def __init__(self, points: Tensor) -> None:
-        self.points = points.reshape(len(points), -1).double()
+    The points stay as they are, also in type and device; what is needed of them goes to the
+    device of x in chunks. dtype: of the products in `posterior_mean`, whose exponents are right
+    to about eps |x| |point| / sigma^2, eps the rounding of dtype.
+    """
+
+    def __init__(self, points: Tensor, dtype: torch.dtype = torch.float64) -> None:
+        self.points, self.dtype = points.reshape(len(points), -1), dtype
         self.dim = self.points.shape[1]
+        self._half_norms = torch.empty(len(points), dtype=torch.float64, device=points.device)
+        rest = self._half_norms
+        for part in self._chunks(torch.float64, points.device, 1):
+            torch.sum(part.square() / 2, dim=1, out=rest[: len(part)])
+            rest = rest[len(part) :]
+
+    def _chunks(self, dtype: torch.dtype, device: torch.device, n: int) -> Iterator[Tensor]:
+        """The points in chunks (c, d) that have no more than `CHUNK` numbers, nor pairs with n
+        others."""
+        rows = max(1, CHUNK // max(self.dim, n))
+        for first in range(0, len(self.points), rows):
+            yield self.points[first : first + rows].to(device, dtype)
 
     def log_density(self, x: Tensor, sigma: Level) -> Tensor:
-        """log p_sigma(x) (n,), sigma > 0."""
+        """log p_sigma(x) (n,), sigma > 0. From differences, not products: for small sigma too."""
         x = x.double()
         variance = _column(sigma, x) ** 2  # (n, 1) or (1, 1)
-        squared = torch.cdist(x, self.points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        normaliser = self.dim / 2 * (2 * math.pi * variance[:, 0]).log() + math.log(
-            len(self.points)
-        )
-        return (-squared / (2 * variance)).logsumexp(dim=1) - normaliser
+        found = torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
+        for points in self._chunks(x.dtype, x.device, len(x)):
+            squared = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+            found = torch.logaddexp(found, (-squared / (2 * variance)).logsumexp(dim=1))
+        normaliser = self.dim / 2 * (2 * math.pi * variance[:, 0]).log()
+        return found - normaliser - math.log(len(self.points))
 
     def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
         """Each data point weighted by its probability given x. The term |x|^2, equal for all
-        data points, is left out: what remains is a matrix product."""
-        x = x.double()
-        logits = x @ self.points.T - (self.points**2).sum(dim=1) / 2
-        return (logits / _column(sigma, x) ** 2).softmax(dim=1) @ self.points
+        data points, is left out: what remains is a matrix product. The largest exponent so far
+        is taken out of the sums, which shrink when a chunk has a larger one."""
+        x, variance = x.to(self.dtype), (_column(sigma, x) ** 2).to(self.dtype)
+        top = torch.full((len(x), 1), -math.inf, dtype=self.dtype, device=x.device)
+        total, mean = torch.zeros_like(top), torch.zeros_like(x)
+        half_norms = self._half_norms.to(x)
+        for points in self._chunks(self.dtype, x.device, len(x)):
+            own, half_norms = half_norms[: len(points)], half_norms[len(points) :]
+            logits = torch.addmm(own, x, points.T, beta=-1) / variance  # (n, c)
+            highest = torch.maximum(top, logits.detach().amax(dim=1, keepdim=True))
+            shrink, weight = (top - highest).exp(), (logits - highest).exp()
+            total = shrink * total + weight.sum(dim=1, keepdim=True)
+            mean = torch.addmm(shrink * mean, weight, points)
+            top = highest
+        return mean / total
 
     def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         sigma = _column(sigma, x)
-        distance = side * (x - self.points[:, 0])  # (n, N)
+        distance = side * (x - self.points[:, 0].to(sigma))  # (n, N)
         below = torch.where(
             sigma > 0,
             _normal_cdf(distance / sigma.clamp(min=1e-300)),
@@ -193,9 +225,11 @@ class FiniteData(World):
 def _normal_cdf(z: Tensor) -> Tensor:
     """The standard normal distribution function, with the relative accuracy in the lower tail
     that torch.special.ndtr lacks."""
-    return torch.special.log_ndtr(z).exp()
+    log_tail: Tensor = torch.special.log_ndtr(z)
+    return log_tail.exp()
 
 
 def _column(sigma: Level, x: Tensor) -> Tensor:
     """sigma as float64 (n, 1), or (1, 1) when it is one number."""
-    return torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
+    level: Tensor = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
+    return level.reshape(-1, 1)

@@ -1,10 +1,15 @@
-"""Files that are either whole or not there, and the folder of what can be made again."""
+"""Files that are either whole or not there, tensors in them, and the folder of what can be made
+again. Nothing is ever unpickled."""
 
+import hashlib
+import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -45,19 +50,66 @@ def cached_tensors(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[st
     The file appears under its name only when complete. A damaged one is reported and built anew;
     a disk that refuses costs the next start some time, nothing more.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
-
     path = cache_folder() / f"{name}.safetensors"
     if path.exists():
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
+            return read_tensors(path)[0]
+        except (OSError, ValueError) as error:
             warnings.warn(f"{path} is damaged ({error}); it is made anew", stacklevel=2)
     tensors = build()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save({key: t.contiguous() for key, t in tensors.items()}))
+        write_tensors(path, tensors, {})
     except OSError as error:
         warnings.warn(f"{path} is not kept for the next start: {error}", stacklevel=2)
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write tensors and `info`, as JSON, to a safetensors file, whole or not at all, with a
+    SHA-256 over both. Tensors may share memory. Raises OSError if the disk refuses."""
+    from safetensors.torch import save
+
+    text = json.dumps(info, allow_nan=False)
+    plain = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    atomic_write(path, save(plain, {"info": text, "sha256": _digest(text, plain)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and `info` of a file that `write_tensors` wrote, on the CPU.
+
+    Raises ValueError if anything in it is not as it was written, OSError if it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as content:
+            header = content.metadata() or {}
+            tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
+        if header["sha256"] != _digest(header["info"], tensors):
+            raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
+        info: dict[str, Any] = json.loads(header["info"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return tensors, info
+
+
+def stated_digest(path: Path) -> str:
+    """The SHA-256 that a file of `write_tensors` states for its content."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as content:
+        return str((content.metadata() or {}).get("sha256", ""))
+
+
+def _digest(info: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the JSON text and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(info.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ The book itself is built by `make book`; these tests read it.
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -104,37 +103,3 @@ def test_a_picture_without_text_is_a_fault(html):
 def test_a_picture_with_a_text_is_none():
     html = '<img src="a.png" alt="A falling line."><svg role="img" aria-label="A line"></svg><svg>'
     assert diffbook_pages.faults(html + '<i id="moving-a"></i><i id="moving-b"></i>') == []
-
-
-@pytest.fixture
-def library(tmp_path):
-    for name in ("cld.py", "jobs.py", "__main__.py"):
-        (tmp_path / "diffbook_lib").mkdir(exist_ok=True)
-        (tmp_path / "diffbook_lib" / name).write_text("x = 1")
-    return tmp_path
-
-
-def test_the_cache_notices_a_changed_library_and_a_change_taken_back(library):
-    first = diffbook_cache.folder(library)
-    (library / "diffbook_lib" / "cld.py").write_text("x = 2")
-    assert diffbook_cache.folder(library) != first
-    (library / "diffbook_lib" / "cld.py").write_text("x = 1")
-    assert diffbook_cache.folder(library) == first
-    (library / "results").mkdir()
-    (library / "results" / "record.json").write_text("{}")
-    assert diffbook_cache.folder(library) != first
-
-
-def test_the_cache_overlooks_what_no_page_can_reach(library):
-    first = diffbook_cache.folder(library)
-    (library / "diffbook_lib" / "jobs.py").write_text("x = 2")
-    (library / "diffbook_lib" / "__main__.py").write_text("x = 2")
-    assert diffbook_cache.folder(library) == first
-
-
-def test_only_the_newest_cache_folders_are_kept(tmp_path):
-    for name in "abcdef":
-        diffbook_cache.prune(tmp_path / name)
-        time.sleep(0.02)
-    diffbook_cache.prune(tmp_path / "d")
-    assert {path.name for path in tmp_path.iterdir()} == {"d", "e", "f"}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
+from waits import Waits
 from worlds import (
     CRITICAL,
     HEAVY,
@@ -233,6 +234,38 @@ def test_loss_of_images_is_float32(objective):
     net = lambda u, t, label: u[:, :1] + label[:, None, None, None]
     loss = process.loss(net, x0, rng.generator(0, "loss"), torch.arange(5))
     assert loss.shape == (5,) and loss.dtype == torch.float32
+
+
+@objectives
+@weightings
+def test_loss_is_the_error_at_a_draw(objective, weighting):
+    """So that two networks can be compared on one draw; the kernel is computed once."""
+    process, x0 = CLD(objective=objective, weighting=weighting, beta1=0.5), randn(6, 2)
+    draw = process.draw(x0, rng.generator(0, "loss"))
+    loss = process.loss(sine_net, x0, rng.generator(0, "loss"))
+    assert torch.equal(process.error(sine_net, draw), loss)
+    assert not torch.equal(process.error(lambda u, t, label: u[:, :2], draw), loss)
+    for found, expected in zip(draw.kernel.L, process.kernel(draw.t).L, strict=True):
+        assert torch.equal(found, expected)
+
+
+@objectives
+@weightings
+def test_neither_loss_nor_score_waits_for_the_device(objective, weighting):
+    process, x0 = CLD(objective=objective, weighting=weighting, beta1=0.5), torch.randn(6, 2)
+    source, t = rng.generator(0, "loss"), torch.rand(6).double()
+    with Waits() as waits:
+        process.loss(sine_net, x0, source)
+        process.score(sine_net)(State(x0, x0), t)
+    assert waits.count == 0
+
+
+@objectives
+def test_times_too_small_for_float64_are_refused_when_the_process_is_made(objective):
+    given = {"gamma": 1e6, "loss_eps": 1e-14, "objective": objective}
+    with pytest.raises(ValueError, match=r"not positive definite.*eps_num 0.0.*larger eps_num"):
+        CLD(eps_num=0.0, **given | ({"loss_eps": 1e-120} if objective == "dsm" else {}))
+    CLD(eps_num=1e-6, **given | {"gamma": 0.04})
 
 
 @pytest.mark.parametrize("mixed", [True, False])

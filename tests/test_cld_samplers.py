@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from waits import Waits
 from worlds import (
     CRITICAL,
     DATA,
@@ -408,6 +409,18 @@ def test_sample_starts_from_the_prior(sampler):
     close(found.x, run(sampler(HEAVY, score, start, times, draws)).x)
     assert found.nfe == 7
     assert calls == list(range(7 * SAMPLERS[sampler]))
+
+
+@samplers
+def test_steps_wait_for_no_device(sampler):
+    """After the first, at which the times are looked at."""
+    x = torch.randn(4, 2)
+    score = CRITICAL.score(lambda u, t, label: u[:, :2])
+    walk = sampler(CRITICAL, score, State(x, x), cld.time_grid(6), lambda i: x)
+    next(walk)
+    with Waits() as waits:
+        list(walk)
+    assert waits.count == 0
 
 
 @samplers

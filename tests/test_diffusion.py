@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.integrate import quad, solve_ivp
+from waits import Waits
 
 from diffbook_lib import diffusion, exact, rng
-from diffbook_lib.diffusion import EDM, VE, VP, LogNormal
+from diffbook_lib.diffusion import DDPM, EDM, VE, VP, LogNormal, UniformLogSNR
 
 TIMES = torch.tensor([1e-6, 1e-3, 0.1, 0.5, 1.0], dtype=torch.float64)
 VPS = [VP(), VP(beta_min=0.3, beta_max=5.0), VP(beta_min=2.0, beta_max=2.0)]
@@ -98,6 +100,94 @@ def test_perturb():
     expected = [VP().alpha(s) * a + VP().std(s) * n for s, a, n in zip(t, x, noise, strict=True)]
     close(diffusion.perturb(VP(), x, t, noise), torch.stack(expected))
     assert diffusion.perturb(VP(), x.float(), t, noise.float()).dtype == torch.float32
+
+
+# Noise levels.
+
+EVERY_KIND = [
+    LogNormal(),
+    LogNormal(P_mean=0.4, P_std=1.0),
+    UniformLogSNR(),
+    UniformLogSNR(0.1, 10.0, stratified=True),
+    DDPM(),
+    DDPM(steps=50),
+]
+every_kind = pytest.mark.parametrize("levels", EVERY_KIND, ids=str)
+
+
+@every_kind
+def test_levels_of_shares_are_those_of_the_whole(levels):
+    source = lambda: rng.generator(0, "loss", 3)
+    whole = levels.draw(9, source())
+    shares = [levels.draw(b - a, rng.Share(source(), a, b, 9)) for a, b in [(0, 2), (2, 9)]]
+    assert torch.equal(torch.cat(shares), whole)
+    assert whole.dtype == torch.float32 and (whole > 0).all()
+
+
+@every_kind
+def test_levels_follow_their_distribution(levels):
+    log_sigma = levels.draw(20_000, rng.generator(0, "loss")).double().log()
+    if isinstance(levels, DDPM):
+        index = levels.nearest(log_sigma.exp())
+        found = torch.bincount(index, minlength=levels.steps)
+        assert stats.chisquare(found).pvalue > 0.001
+        return
+    if isinstance(levels, LogNormal):
+        law = stats.norm(levels.P_mean, levels.P_std)
+    else:
+        low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
+        law = stats.uniform(low, high - low)
+    assert stats.kstest(log_sigma, law.cdf).pvalue > 0.001
+
+
+def test_stratified_levels_fill_each_part_of_the_range_once():
+    levels = UniformLogSNR(0.1, 10.0, stratified=True)
+    log_snr = -2 * levels.draw(16, rng.generator(0, "loss")).double().log()
+    parts = (log_snr + 2 * math.log(10)) / (4 * math.log(10)) * 16
+    assert sorted(parts.floor().tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("levels", [DDPM(), DDPM(steps=50, beta_first=0.01, beta_last=0.2)])
+def test_the_discrete_schedule_by_hand(levels):
+    steps, first, last = levels.steps, levels.beta_first, levels.beta_last
+    product = 1.0
+    for i in range(steps):
+        product *= 1 - (first + i * (last - first) / (steps - 1))
+        assert float(levels.alpha_bar()[i]) == pytest.approx(product, rel=1e-10)
+        assert float(levels.sigmas()[i]) == pytest.approx(
+            ((1 - product) / product) ** 0.5, rel=1e-9
+        )
+
+
+def test_the_thousand_steps_of_ddpm():
+    """From 0.01, the square root of the first beta, to 157.4 (Karras et al. 2022, Table 1)."""
+    sigmas = DDPM().sigmas()
+    assert len(sigmas) == 1000
+    assert float(sigmas[0]) == pytest.approx(0.0100005, rel=1e-6)
+    assert float(DDPM().alpha_bar()[-1]) == pytest.approx(4.0358e-5, rel=1e-4)
+    assert float(sigmas[-1]) == pytest.approx(157.407, rel=1e-4)
+
+
+def test_the_nearest_step_of_the_discrete_schedule():
+    levels, sigma = DDPM(), torch.logspace(-4, 4, 500, dtype=torch.float64)
+    expected = (sigma[:, None] - levels.sigmas()).abs().argmin(dim=1)
+    assert torch.equal(levels.nearest(sigma), expected)
+    assert torch.equal(levels.nearest(levels.sigmas()), torch.arange(1000))
+
+
+@pytest.mark.parametrize(
+    "make, named",
+    [
+        (lambda: UniformLogSNR(1.0, 0.5), r"sigma_min=1.0, sigma_max=0.5"),
+        (lambda: UniformLogSNR(0.0, 0.5), r"sigma_min=0.0"),
+        (lambda: DDPM(steps=1), "steps=1"),
+        (lambda: DDPM(beta_last=1.0), "beta_last=1.0"),
+        (lambda: DDPM(beta_first=0.03), "beta_first=0.03"),
+    ],
+)
+def test_levels_that_are_none_are_refused(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
 
 
 # Conversions. With the true clean image and noise every name has its definition.
@@ -299,3 +389,29 @@ def test_edm_loss_of_shares_is_the_loss_of_the_whole():
         for a, b in [(0, 2), (2, 6)]
     ]
     close(torch.cat(shares), whole)
+
+
+@every_kind
+def test_edm_loss_is_the_error_at_a_draw(levels):
+    """Of the clean images, the noise that follows the levels, and any distribution of these."""
+    edm, x, label = EDM(levels=levels), randn(5, 1, 2, 2), torch.arange(5)
+    source = rng.generator(7, "loss")
+    sigma, noise = levels.draw(5, source), rng.normal(x.shape, source)
+    draw = edm.draw(x, rng.generator(7, "loss"))
+    assert torch.equal(draw.clean, x) and torch.equal(draw.sigma, sigma)
+    close(draw.noisy, x + diffusion.expand(sigma, x) * noise)
+    net = lambda x, noise, label: x.sin() + diffusion.expand(label, x)
+    loss = edm.loss(net, x, rng.generator(7, "loss"), label)
+    assert torch.equal(edm.error(net, draw, label), loss)
+    other = lambda x, noise, label: x.cos()
+    assert not torch.equal(edm.error(other, draw, label), loss)
+
+
+@every_kind
+def test_edm_waits_for_no_device(levels):
+    edm, x, label = EDM(levels=levels), randn(5, 1, 2, 2).float(), torch.arange(5)
+    source, net = rng.generator(7, "loss"), lambda x, noise, label: x.sin()
+    with Waits() as waits:
+        edm.loss(net, x, source, label)
+        edm.denoiser(net)(x, torch.ones(5))
+    assert waits.count == 0

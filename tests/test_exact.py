@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torchdiffeq import odeint
 
+from diffbook_lib import exact
 from diffbook_lib.exact import FiniteData, Gaussian, GaussianMixture
 
 SIGMAS = [0.1, 0.7, 4.0]
@@ -182,6 +183,49 @@ def test_finite_data_by_brute_force(sigma):
         weights = [math.exp(-float(((row - p) ** 2).sum()) / (2 * sigma**2)) for p in points]
         expected = sum(w * p for w, p in zip(weights, points, strict=True)) / sum(weights)
         close(mean, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, 21, 1000])
+@pytest.mark.parametrize("sigma", [1e-3, 0.7, 1e3])
+def test_finite_data_in_chunks(chunk, sigma, monkeypatch):
+    """The last chunk is shorter, and the nearest point may lie in any."""
+    points, x = randn(11, 3), randn(5, 3, seed=6)
+    x[0], x[1], x[2] = points[10], points[0], 1e4 * points[5]
+    whole = FiniteData(points)
+    means, densities = whole.posterior_mean(x, sigma), whole.log_density(x, sigma)
+    monkeypatch.setattr(exact, "CHUNK", chunk)
+    parts = FiniteData(points)
+    close(parts.posterior_mean(x, sigma), means, rtol=1e-9, atol=1e-12)
+    close(parts.log_density(x, sigma), densities)
+    logits = -(torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
+    close(means, (logits / (2 * sigma**2)).softmax(dim=1) @ points, rtol=1e-6, atol=1e-8)
+
+
+def test_finite_data_in_chunks_has_the_gradient_of_the_whole(monkeypatch):
+    points, x = randn(11, 2), randn(5, 2, seed=6).requires_grad_()
+    jacobian = lambda world: torch.autograd.grad(world.posterior_mean(x, 0.7)[:, 0].sum(), x)[0]
+    whole = jacobian(FiniteData(points))
+    monkeypatch.setattr(exact, "CHUNK", 6)
+    close(jacobian(FiniteData(points)), whole)
+    assert whole.abs().min() > 1e-3
+
+
+def test_finite_data_keeps_its_points_as_they_are():
+    points = randn(20, 1, 2, 2).float()
+    world = FiniteData(points)
+    assert world.points.data_ptr() == points.data_ptr()
+    x = randn(4, 4)
+    close(world.posterior_mean(x, 0.5), FiniteData(points.double()).posterior_mean(x, 0.5))
+
+
+def test_products_in_float32_are_right_as_far_as_they_say():
+    """To about eps |x| |point| / sigma^2 in the exponent, and with it in the mean."""
+    points, x, sigma = randn(200, 50).float(), randn(8, 50, seed=6), 2.0
+    double = FiniteData(points).posterior_mean(x, sigma)
+    single = FiniteData(points, torch.float32).posterior_mean(x, sigma)
+    assert single.dtype == torch.float32
+    lengths = float(x.norm(dim=1).max() * points.norm(dim=1).max())
+    assert 0 < (single - double).abs().max() < 2**-23 * lengths / sigma**2 * points.abs().max()
 
 
 def test_finite_data_at_the_extremes_of_noise():

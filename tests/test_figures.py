@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffbook_lib import figures, rng
+from diffbook_lib import data, figures, rng
+from diffbook_lib.errors import Refused
 from diffbook_lib.figures import frames, picture, source
 
 
@@ -55,6 +56,28 @@ def test_show_carries_its_alternative_text_and_a_transparent_ground(shown):
     pixels = pixels_of(html)
     assert pixels.shape[-1] == 4 and pixels[0, 0, 3] == 0
     assert not plt.get_fignums()
+
+
+def test_save_writes_the_picture_that_it_shows_and_makes_the_folder(shown, tmp_path):
+    figure = plt.figure(figsize=(2, 1), layout="none")
+    figure.add_axes((0, 0, 0.5, 1), facecolor="black")
+    path = tmp_path / "run" / "figures" / "samples.png"
+    figures.save(figure, path, alt="a black half")
+    assert 'alt="a black half"' in shown[0].data
+    image = Image.open(path)
+    assert image.format == "PNG"
+    assert [file.name for file in path.parent.iterdir()] == ["samples.png"]
+    written, seen = np.asarray(image.convert("RGBA")), pixels_of(shown[0].data)
+    assert written.shape == seen.shape
+    assert np.abs(written.astype(int) - seen)[..., 3].max() <= 8
+    assert {*np.unique(written[:, -1, 3])} == {0}
+    assert not plt.get_fignums()
+
+
+def test_save_without_alternative_text_writes_nothing(shown, tmp_path):
+    with pytest.raises(ValueError, match="alt is empty"):
+        figures.save(plt.figure(), tmp_path / "figures" / "a.png", alt=" ")
+    assert not list(tmp_path.iterdir()) and not shown
 
 
 @pytest.mark.parametrize("alt", ["", "  "])
@@ -177,6 +200,29 @@ def test_image_grid_takes_colour_and_given_axes():
         figures.image_grid(x[:, :2])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_image_grid_refuses_integer_levels_that_it_would_clip(dtype):
+    with pytest.raises(Refused, match=r"torch\.\w+; .*data\.to_unit\(x, 256\)"):
+        figures.image_grid(torch.ones(2, 1, 4, 4, dtype=dtype))
+    assert not plt.get_fignums()
+
+
+def test_samples_are_shown_as_points_or_as_images():
+    digits, points = data.load("digits"), data.load("mixture9")
+    x = digits.batch(0, 0, 30).x
+    grid = figures.samples(x, digits, 25).axes[0].images[0].get_array()
+    assert grid.shape == (2 * 9 - 1, 20 * 9 - 1, 4)
+    levels = figures.samples(data.to_levels(x, 17), digits, 25).axes[0].images[0].get_array()
+    assert np.abs(levels - grid).max() < 1e-6
+    panels = figures.samples(torch.zeros(10, 2), points).axes
+    assert [ax.get_title() for ax in panels] == ["samples", "data"]
+    with pytest.raises(Refused, match=r"\(3, 4\) are neither"):
+        figures.samples(torch.zeros(2, 3, 4), digits)
+    with pytest.raises(Refused, match="to_unit"):
+        figures.samples(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), points)
+    plt.close("all")
+
+
 def test_scatter_shows_clouds_on_one_scale():
     clouds = {"a": torch.randn(50, 2), "b": 3 * torch.ones(1, 2), "c": torch.randn(5, 2)}
     figure = figures.scatter(clouds, ncol=2)
@@ -213,7 +259,7 @@ def test_colours_carry_on_white_and_on_the_dark_page():
 def test_show_source_is_the_file_without_the_docstring(shown):
     figures.show_source(rng.generator, rng.Share)
     text = shown[0].data
-    assert "diffbook_lib.rng.generator" in text and "diffbook_lib/rng.py" in text
+    assert "diffbook_lib.rng.keyed.generator" in text and "diffbook_lib/rng/keyed.py" in text
     assert "```python\ndef generator(" in text and '"""' not in text
     assert "@dataclass(frozen=True)\nclass Share:\n    generator" in shown[1].data
 

@@ -9,11 +9,11 @@ import time
 import miniature
 import pytest
 import torch
-
-from diffbook_lib import checkpoint, jobs, presets, records
 from diffbook_lib.jobs import RunFailed, Submission
 from diffbook_lib.presets import PresetError
 from diffbook_lib.records import SpecMismatch
+
+from diffbook_lib import checkpoint, jobs, presets, records
 
 SLOW = """\
 import time

@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from diffbook_lib import metrics, rng
+from diffbook_lib.metrics.inputs import share_draws
 
 DRAWS = 4
 TRIALS = 250
@@ -133,6 +134,16 @@ def test_a_share_that_nearly_all_have_is_no_reason_for_doubt(measure):
         return measure(number, hits(number, "x", 2000, 0.998), hits(number, "y", 297, 0.998))
 
     assert outside(trial)[1] <= TRIALS / (DRAWS + 1)
+
+
+@pytest.mark.parametrize("count", [0, 5, 20])
+def test_the_share_of_a_population_is_drawn_from_jeffreys_posterior(count):
+    """Beta(count + 1/2, 20 - count + 1/2), seen through many samples."""
+    known = torch.arange(20) < count
+    draws = torch.tensor(share_draws(known, 20_000, 0, 400))
+    posterior = scipy.stats.beta(count + 0.5, 20 - count + 0.5)
+    assert draws.mean().item() == pytest.approx(posterior.mean(), abs=posterior.std() / 5)
+    assert draws.std().item() == pytest.approx(posterior.std(), rel=0.2)
 
 
 def test_true_weights_of_modes_are_inside_the_floor():

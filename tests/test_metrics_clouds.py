@@ -90,6 +90,8 @@ def test_the_mode_weight_error_finds_the_worst_mode():
     assert result.details["standard_error"] == pytest.approx(math.sqrt(0.42 * 0.58 / 1000))
     assert result.details["shares"] == [0.42, 0.3, 0.18, 0.1]
     assert not result.inside_floor
+    scarce = means.repeat_interleave(torch.tensor([300, 300, 300, 100]), 0)
+    assert metrics.mode_weight_error(scarce, means).value == pytest.approx(0.15)
     true = metrics.mode_weight_error(x, means, weights=counts)
     assert true.value == pytest.approx(0)
     assert true.inside_floor

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from test_mutations import Mutation, swap
 
+from diffbook_lib import files
 from diffbook_lib.runs import (
     checkpoint,
     estimate,
@@ -297,19 +298,19 @@ MUTATIONS = [
         test_training.test_learning_rate_against_written_out_values,
     ),
     Mutation(
-        checkpoint._digest,
+        files._digest,
         "\\0{tensor.dtype}",
         "",
         in_a_folder(test_checkpoint.test_the_digest_covers_the_type),
     ),
     Mutation(
-        checkpoint._digest,
+        files._digest,
         "\\0{tuple(tensor.shape)}",
         "",
         in_a_folder(test_checkpoint.test_the_digest_covers_the_shape),
     ),
     Mutation(
-        checkpoint._digest,
+        files._digest,
         "info.encode()",
         "",
         in_a_folder(test_checkpoint.test_the_digest_covers_names_and_information),

@@ -1,16 +1,20 @@
 """The run notebooks of nbs/ with their presets, executed for real at smoke size."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
-from diffbook_lib import checkpoint, presets, records
+from diffbook_lib.runs import checkpoint, jobs, presets, records
+from diffbook_lib.specs import SpecError
 
 NBS = Path(__file__).parents[1] / "nbs"
 METHODS = sorted(path.stem for path in NBS.glob("*.ipynb"))
@@ -43,9 +47,9 @@ def test_a_smoke_run_leaves_a_valid_record(smoke):
     record = records.read_record(folder)
     assert record.spec == presets.resolve(method, "smoke")
     assert record.results and all(metric.samples for metric in record.results)
-    for name in ("notebook.ipynb", "metrics.jsonl", "samples.safetensors"):
+    for name in ("notebook.ipynb", "metrics.jsonl", "figures/samples.png"):
         assert (folder / name).stat().st_size > 0
-    assert list((folder / "figures").iterdir())
+    assert list((folder / "samples").iterdir())
 
 
 def test_a_finished_run_is_complete(smoke):
@@ -55,21 +59,41 @@ def test_a_finished_run_is_complete(smoke):
     assert (folder / "record.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_continues_to_the_same_bits(smoke, tmp_path):
+def outcome(folder: Path) -> tuple[dict, list]:
+    """Every tensor of the last checkpoint and of the samples, and the measured figures."""
+    tensors = dict(checkpoint.newest(folder / "checkpoints").tensors)
+    for file in sorted((folder / "samples").rglob("*.safetensors")):
+        tensors[str(file.relative_to(folder))] = checkpoint.load(file).tensors["x"]
+    return tensors, list(records.read_record(folder).results)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(smoke, tmp_path):
+    """At random moments of starting, training, sampling and grading."""
     method, folder = smoke
     command = [*RUN, method, "smoke", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while not list(tmp_path.glob("run/checkpoints/*.safetensors")) and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    chance, kills, longest = random.Random(5), 0, 4.0
+    while kills < 20:
+        process = subprocess.Popen(
+            command,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=chance.uniform(0, longest))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if (tmp_path / "run" / "record.json").exists():  # too late: again from the start
+            shutil.rmtree(tmp_path / "run")
+        longest = longest * 1.15 if longest < 15 else longest
     execute(*command)
-    ours, theirs = (checkpoint.newest(f / "checkpoints") for f in (tmp_path / "run", folder))
-    assert ours.tensors.keys() == theirs.tensors.keys()
-    assert all(ours.tensors[name].equal(theirs.tensors[name]) for name in ours.tensors)
+    (ours, results), (theirs, expected) = outcome(tmp_path / "run"), outcome(folder)
+    assert ours.keys() == theirs.keys() and results == expected
+    assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -82,18 +106,52 @@ def test_papermill_alone_runs_a_preset_and_refuses_a_mistyped_parameter(method, 
     assert "did you mean 'steps'" in said
 
 
-FEW = {"steps": 30, "samples": 60, "nfe": 5, "table_nfes": [5], "table_grids": ["quadratic"]}
+@pytest.mark.parametrize("method", METHODS)
+def test_every_door_gives_the_same_specification(method, tmp_path):
+    """papermill with -p and with -f, the command line, and two lines written into the notebook."""
+    changes, file = {"steps": 100, "seed": 3}, NBS / "presets" / method / "smoke.yaml"
+    start = cells_until_the_specification(method)
+    found = [presets.resolve(method, "smoke", changes)]
+    for given in (
+        {"preset": "smoke", **changes},
+        {**yaml.safe_load(file.read_text()), **changes},
+        {"preset": "smoke", "steps": 100, "seed": 3},
+    ):
+        names = {**given, "out": str(tmp_path / str(len(found))), "processes": 1}
+        exec(start, names)
+        found.append(names["spec"])
+    assert all(spec == found[0] for spec in found)
+    plan = jobs.prepare(method, "smoke", changes)
+    assert plan.spec == found[0]
+    with pytest.raises(SpecError, match="did you mean 'steps'"):
+        exec(start, {"preset": "smoke", "stepps": 3, "out": str(tmp_path / "no"), "processes": 1})
+
+
+def cells_until_the_specification(method: str) -> str:
+    """The source of the cell that makes `spec`."""
+    cells = json.loads((NBS / f"{method}.ipynb").read_text())["cells"]
+    return next(s for c in cells if "runs.collect" in (s := "".join(c["source"])))
+
+
+FEW = {"steps": 30, "samples": 60, "nfe": 5, "sweep": "{}"}
 
 
 @pytest.mark.parametrize(
     "preset, changes",
     [
-        ("digits", {"bound_images": 2}),
-        ("digits", {"bound_images": 0, "objective": "dsm", "sampler": "ode", "table_nfes": []}),
-        ("digits-vpsde", {}),
+        ("digits", {"bound_images": 2, "table": "{sampler: [em, sscs2], nfe: [4]}"}),
+        ("digits", {"bound_images": 0, "objective": "dsm", "sampler": "ode", "table": "{}"}),
+        ("digits-vpsde", {"table": "{grid: [linear]}", "sweep": "{seed: [0, 1]}"}),
         (
             "digits",
-            {"bound_images": 0, "network": "ncsnpp", "attention": [4], "fir": True, "flip": True},
+            {
+                "bound_images": 0,
+                "network": "ncsnpp",
+                "attention": [4],
+                "fir": True,
+                "flip": True,
+                "table": "{}",
+            },
         ),
     ],
 )
@@ -103,12 +161,38 @@ def test_cld_on_images_a_few_steps(preset, changes, tmp_path):
     parameters = [part for name, value in changes.items() for part in ("-p", name, str(value))]
     execute(*RUN, "cld", preset, *parameters, "--out", tmp_path / "run")
     record = records.read_record(tmp_path / "run")
-    names = [metric.name for metric in record.results]
-    assert "Fréchet distance" in names
-    table = [name for name in names if name.startswith("Fréchet distance, ")]
-    assert len(table) == len(record.spec.table_samplers) * len(changes["table_nfes"])
-    assert ("Bits per dimension, upper bound" in names) == bool(record.spec.bound_images)
-    assert all(metric.details["nfe"] > 0 for metric in record.results)
+    members, cells = len(record.spec.members()), record.spec.cells()
+    assert len(record.select("Fréchet distance")) == members * len(cells)
+    assert len(record.select("Distance to the nearest training image")) == members
+    for at in cells:
+        assert len(record.select("Fréchet distance", **at)) == members
+    bits = [found for found in record.results if found.name.startswith("Bits per dimension")]
+    assert len(bits) == (members if record.spec.bound_images else 0)
+    assert all(found.details["nfe"] > 0 for found in record.select("Fréchet distance"))
+    assert record.training_seconds > 0 and record.sampling_seconds > 0
+    assert record.grading_seconds > 0 and len(record.spreads) == (
+        0 if members == 1 else len(record.results) // members
+    )
+
+
+def test_cld_learns_pictures_of_ones_own(tmp_path):
+    """A folder of somebody's pictures; one that changed since is refused."""
+    own, chance = tmp_path / "own", random.Random(1)
+    own.mkdir()
+    for i in range(40):
+        size = (chance.randint(20, 40), chance.randint(20, 40))
+        Image.new("RGB", size, tuple(chance.randrange(256) for _ in range(3))).save(
+            own / f"{i}.png"
+        )
+    given = {**FEW, "bound_images": 0, "table": "{}", "dataset": "folder", "path": own, "size": 8}
+    parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
+    command = [*RUN, "cld", "digits", *parameters, "--out", tmp_path / "run"]
+    execute(*command)
+    record = records.read_record(tmp_path / "run")
+    assert record.spec.data_hash and record.spec.path == str(own)
+    Image.new("RGB", (30, 30), "red").save(own / "0.png")
+    said = execute(*command, code=2)
+    assert "data_hash" in said and "changed since" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("method", METHODS)

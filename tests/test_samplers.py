@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from waits import Waits
 from worlds import probe_line
 
 from diffbook_lib import exact, rng, samplers
 from diffbook_lib.diffusion import VP
-from diffbook_lib.samplers import ancestral, ddim, euler_maruyama, heun, run
+from diffbook_lib.samplers import ancestral, ddim, euler_maruyama, heun, heun_churn, run
 
 MEAN, STD, START, END = 0.7, 0.5, 5.0, 0.1
 WORLD = exact.Gaussian(torch.tensor([MEAN]).double(), torch.tensor([[STD**2]]).double())
@@ -263,6 +264,70 @@ def test_run_returns_the_last_state_with_and_without_a_bar(capsys):
     assert run(iter([1, 2, 3]), steps=3, progress=True) == 3
 
 
+# Heun with churn.
+
+
+def churned(x, sigmas, noise, S_churn, S_tmin, S_tmax, S_noise):
+    """Algorithm 2 of Karras et al. 2022, line by line; N steps have N + 1 levels."""
+    N = len(sigmas) - 1
+    for i in range(N):
+        t, t_next = float(sigmas[i]), float(sigmas[i + 1])
+        gamma = min(S_churn / N, math.sqrt(2) - 1) if S_tmin <= t <= S_tmax else 0
+        t_hat = t + gamma * t
+        x_hat = x + math.sqrt(t_hat**2 - t**2) * S_noise * noise(i)
+        d = (x_hat - WORLD(x_hat, t_hat)) / t_hat
+        x = x_hat + (t_next - t_hat) * d
+        if t_next != 0:
+            d_next = (x - WORLD(x, t_next)) / t_next
+            x = x_hat + (t_next - t_hat) * (d + d_next) / 2
+    return x
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize(
+    "churn", [(1.0, 0.0, 9.0, 1.0), (100.0, 0.5, 3.0, 1.1), (2.0, 20.0, 30.0, 1.0)]
+)
+def test_heun_churn_is_algorithm_2(churn, to_zero):
+    sigmas, x, noise = falling(8) if to_zero else geometric(8), randn(5, 1), keyed((5, 1))
+    names = ("S_churn", "S_tmin", "S_tmax", "S_noise")
+    found = run(heun_churn(WORLD, x, sigmas, noise, **dict(zip(names, churn, strict=True))))
+    close(found, churned(x, sigmas, noise, *churn))
+
+
+def test_heun_churn_without_churn_is_heun():
+    x, noise = randn(5, 1), lambda i: pytest.fail("no noise is wanted")
+    end = run(heun_churn(WORLD, x, geometric(6), noise, S_churn=0.0))
+    assert torch.equal(end, run(heun(WORLD, x, geometric(6))))
+    outside = run(heun_churn(WORLD, x, geometric(6), noise, S_tmin=10.0))
+    assert torch.equal(outside, end)
+
+
+def test_heun_churn_keeps_the_variance_to_second_order():
+    """What is added before a step leaves with it: Gaussian data keep their law."""
+    errors = []
+    for steps in STEPS:
+
+        def walk(x, noise):
+            grid = geometric(steps)  # noqa: B023
+            return run(heun_churn(WORLD, x, grid, noise, None, 4.0, 0.0, 9.0, 1.0))
+
+        _, a, b = probe_line(walk, steps)
+        variance = float(a) ** 2 * (STD**2 + START**2) + float(b.square().sum())
+        errors.append(abs(variance - (STD**2 + END**2)))
+    assert slope(STEPS, errors) == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("sampler", [ddim, heun, heun_churn, *RANDOM])
+def test_steps_wait_for_no_device(sampler):
+    x, noise = randn(3, 1).float(), [lambda i: randn(3, 1).float()]
+    denoiser = lambda x, sigma, label: x / (1 + sigma[:, None])
+    walk = sampler(denoiser, x, falling(4), *noise * (sampler not in (ddim, heun)))
+    next(walk)
+    with Waits() as waits:
+        list(walk)
+    assert waits.count == 0
+
+
 # Probability flow and likelihood.
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -278,6 +343,27 @@ def test_probability_flow_against_the_closed_form(world, start, end):
     x = start * randn(10, 1)
     flowed = samplers.probability_flow(world, x, start, end, **TIGHT)
     close(flowed, world.flow(x, start, end), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start, end", [(5.0, 0.1), (0.1, 5.0), (80.0, 0.002)])
+def test_the_odes_call_the_network_between_their_ends_only(start, end, dtype):
+    seen = []
+
+    def watched(x, sigma, label=None):
+        seen.append(sigma)
+        return x * (0.25 / (0.25 + sigma[:, None] ** 2))
+
+    x = start * randn(10, 1).to(dtype)
+    flowed = samplers.probability_flow(watched, x, start, end)
+    if start < end:
+        samplers.log_likelihood(watched, x, start, end)
+    low, high = (torch.tensor(f(start, end), dtype=dtype) for f in (min, max))
+    levels = torch.cat(seen)
+    assert levels.min() >= low and levels.max() <= high
+    torch.testing.assert_close(torch.stack(levels.aminmax()), torch.stack([low, high]))
+    expected = x * math.sqrt((0.25 + end**2) / (0.25 + start**2))
+    torch.testing.assert_close(flowed, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("start, end", [(1.0, 0.0), (-1.0, 1.0)])

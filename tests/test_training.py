@@ -118,7 +118,9 @@ def test_the_last_event_finds_the_average_in_the_network():
     net = network()
     trainer = training.Trainer(task(net), SPEC)
     for event in trainer:
-        average = torch.cat([p.flatten() for p in trainer.averages["power-0.1"].parameters.values()])
+        average = torch.cat(
+            [p.flatten() for p in trainer.averages["power-0.1"].parameters.values()]
+        )
         assert torch.equal(weights(net), average) == (event.step == SPEC.steps)
     assert not net.training
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributions import Normal
+from waits import Waits
 from worlds import close, f64, fix_draws, in_shares, order, probe_line, randn, times_drawn
 
 from diffbook_lib import cld, exact, rng
@@ -144,6 +145,34 @@ def test_loss_of_shares_is_the_loss_of_the_whole(weighting):
     close(shares, whole)
 
 
+@weightings
+@mixed_or_not
+def test_loss_is_the_error_at_a_draw(weighting, mixed):
+    process, x0 = VPSDE(weighting=weighting, mixed_score=mixed), randn(6, 2)
+    draw = process.draw(x0, rng.generator(0, "loss"))
+    alpha, std = process.kernel.alpha(draw.t)[:, None], process.kernel.std(draw.t)[:, None]
+    close(draw.x, alpha * x0 + std * draw.noise)
+    loss = process.loss(sine_net, x0, rng.generator(0, "loss"))
+    assert torch.equal(process.error(sine_net, draw), loss)
+    assert not torch.equal(process.error(lambda x, t, label: x, draw), loss)
+
+
+@weightings
+@mixed_or_not
+def test_nothing_waits_for_the_device(weighting, mixed):
+    """Neither loss nor score nor, after its first step, the sampler."""
+    process, x = VPSDE(weighting=weighting, mixed_score=mixed), torch.randn(6, 2)
+    source, t = rng.generator(0, "loss"), torch.rand(6).double()
+    score, times = process.score(sine_net), cld.time_grid(5)
+    walk = vpsde.euler_maruyama(process, score, x, times, lambda i: x)
+    next(walk)
+    with Waits() as waits:
+        process.loss(sine_net, x, source)
+        score(x, t)
+        list(walk)
+    assert waits.count == 0
+
+
 @pytest.mark.parametrize(
     "fields, named",
     [
@@ -236,5 +265,6 @@ def test_float32_states_stay_float32():
 
 @pytest.mark.parametrize("times", [(0.5, 1.0), (1.0,)])
 def test_times_must_fall(times):
+    x, score = randn(4, 1), gaussian_score(VPSDE())
     with pytest.raises(ValueError, match="times"):
-        vpsde.sample(VPSDE(), gaussian_score(VPSDE()), f64(*times), randn(4, 1), lambda i: randn(4, 1))
+        vpsde.sample(VPSDE(), score, f64(*times), x, lambda i: x)

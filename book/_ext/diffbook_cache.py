@@ -1,9 +1,10 @@
-"""Executes the book's notebooks into a cache that notices a changed library.
+"""Executes the book's notebooks into caches that notice a changed library.
 
-jupyter-cache's own key is the code of the cells and nothing they import. So the cache lies in a
-folder named by a hash of what notebooks can reach: change the library and every page runs again,
-take the change back and the old results are found. Run as a script, this fills the cache with
-one worker a core; the book's build then finds every notebook there.
+jupyter-cache's own key is the code of the cells and nothing they import. So each page has caches
+of its own, in folders named by a hash of what the page can reach: change one method and its
+chapter runs again, change what all share and every page does, take the change back and the old
+results are found. Run as a script, this fills the caches with one worker a core; the book's build
+then finds every notebook there.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import diffbook_reach
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -22,14 +24,13 @@ from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
-KEEP = 3  # cache folders, the newest
+KEEP = 3  # caches of a page, and executed notebooks in each, the newest
 TIMEOUT = 600  # seconds a cell, as in _config.yml
 ENVIRONMENT = {
     "DIFFBOOK_PAGE": "1",  # moving figures bring all their frames
     "TQDM_DISABLE": "1",  # progress bars write to stderr, which fails a page
     "OMP_NUM_THREADS": "1",  # one core a page: the same numbers however many run side by side
 }
-NOT_REACHED = {"jobs.py", "__main__.py"}
 
 
 def prepare() -> None:
@@ -37,31 +38,35 @@ def prepare() -> None:
     os.environ.update(ENVIRONMENT)
 
 
-def folder(root: Path = ROOT) -> Path:
-    """The cache folder for the present library, presets, results and versions."""
+def folder(page: Path, root: Path = ROOT) -> Path:
+    """The cache of a page for the present state of what it reaches, and of the environment."""
     digest = hashlib.sha256(sys.version.encode())
     for package in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib"):
         digest.update(f"{package} {version(package)}".encode())
-    for pattern in (
-        "diffbook_lib/**/*.py",
-        "nbs/presets/**/*.yaml",
-        "results/**/*.json",
-    ):
-        for path in sorted(root.glob(pattern)):
-            if path.name not in NOT_REACHED:
-                digest.update(
-                    f"\n{path.relative_to(root)}\n".encode() + path.read_bytes()
-                )
-    return root / "_build" / ".jupyter_cache" / digest.hexdigest()[:16]
+    digest.update(diffbook_reach.digest(page, root).encode())
+    return _caches(root) / page.stem / digest.hexdigest()[:16]
 
 
-def prune(current: Path) -> None:
-    """Deletes all cache folders but the newest few; the current one counts as the newest."""
-    current.mkdir(parents=True, exist_ok=True)
-    current.touch()
-    folders = sorted(current.parent.iterdir(), key=lambda path: path.stat().st_mtime)
-    for old in folders[:-KEEP]:
-        shutil.rmtree(old)
+def _caches(root: Path) -> Path:
+    return root / "_build" / ".jupyter_cache"
+
+
+def prune(root: Path = ROOT) -> None:
+    """Deletes the caches of pages that are no more, and of the others all but the newest few;
+    a page's present cache counts as its newest."""
+    pages = notebooks(root)
+    for page in pages:
+        present = folder(page, root)
+        present.mkdir(parents=True, exist_ok=True)
+        present.touch()
+        ordered = sorted(
+            present.parent.iterdir(), key=lambda path: path.stat().st_mtime
+        )
+        for old in ordered[:-KEEP]:
+            shutil.rmtree(old)
+    for path in _caches(root).glob("*/"):
+        if path.name not in {page.stem for page in pages}:
+            shutil.rmtree(path)
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
@@ -71,14 +76,14 @@ def notebooks(root: Path = ROOT) -> list[Path]:
 
 
 def pending(root: Path = ROOT) -> list[Path]:
-    """The notebooks that the present cache lacks."""
-    cache = get_cache(str(folder(root)))
-    known = {record.hashkey for record in cache.list_cache_records()}
+    """The notebooks that their present caches lack."""
+    return [page for page in notebooks(root) if not _is_cached(page, root)]
 
-    def key(path: Path) -> str:
-        return cache.create_hashed_notebook(nbformat.read(path, as_version=4))[1]
 
-    return [path for path in notebooks(root) if key(path) not in known]
+def _is_cached(page: Path, root: Path) -> bool:
+    cache = get_cache(str(folder(page, root)))
+    key = cache.create_hashed_notebook(nbformat.read(page, as_version=4))[1]
+    return key in {record.hashkey for record in cache.list_cache_records()}
 
 
 def execute(path: Path) -> tuple[Path, ExecutionResult]:
@@ -89,39 +94,38 @@ def execute(path: Path) -> tuple[Path, ExecutionResult]:
     )
 
 
+def keep(page: Path, result: ExecutionResult, place: Path) -> None:
+    """Puts an executed notebook into a cache."""
+    cache = get_cache(str(place))
+    cache.change_cache_limit(KEEP)
+    bundle = CacheBundleIn(
+        result.nb, str(page), data={"execution_seconds": result.time}
+    )
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
 def fill(root: Path = ROOT) -> int:
-    """Runs the notebooks that the cache lacks, in parallel; returns how many failed."""
+    """Runs the notebooks that their caches lack, in parallel; returns how many failed."""
     prepare()
-    prune(folder(root))
-    waiting = pending(root)
+    prune(root)
+    waiting = {page: folder(page, root) for page in pending(root)}
     if not waiting:
         print("every notebook is in the cache")
         return 0
     workers = min(len(waiting), os.cpu_count() or 1)
-    print(
-        f"running {', '.join(path.stem for path in waiting)} ({workers} at a time)",
-        flush=True,
-    )
+    names = ", ".join(page.stem for page in waiting)
+    print(f"running {names} ({workers} at a time)", flush=True)
     import matplotlib.font_manager  # noqa: F401  (its first import prints; not into a cell)
 
-    cache = get_cache(str(folder(root)))
     failed, start = 0, time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
-        for path, result in pool.map(execute, waiting):
+        for page, result in pool.map(execute, waiting):
             if result.err is None:
-                data = {"execution_seconds": result.time}
-                bundle = CacheBundleIn(result.nb, str(path), data=data)
-                cache.cache_notebook_bundle(
-                    bundle, check_validity=False, overwrite=True
-                )
-                print(f"{path.stem}: {result.time:.0f} s", flush=True)
+                keep(page, result, waiting[page])
+                print(f"{page.stem}: {result.time:.0f} s", flush=True)
             else:
                 failed += 1
-                print(
-                    f"{path.stem} failed\n{result.err}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(f"{page.stem} failed\n{result.err}", file=sys.stderr, flush=True)
     print(f"notebooks run in {time.perf_counter() - start:.0f} s")
     return failed
 

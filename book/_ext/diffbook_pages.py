@@ -1,6 +1,6 @@
 """The book's own Sphinx extension.
 
-It points myst-nb at the hashed execution cache, writes the measured cost under each page's title,
+It points myst-nb at each page's own execution cache, writes the measured cost under each page's title,
 refuses a picture without alternative text, and drops scripts that other extensions add twice.
 A refusal is a warning, and the book is built with warnings as errors.
 """
@@ -8,12 +8,14 @@ A refusal is a warning, and the book is built with warnings as errors.
 import hashlib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, cast
 
 import diffbook_cache
 from docutils import nodes
-from myst_nb.sphinx_ import NbMetadataCollector
+from myst_nb.sphinx_ import NbMetadataCollector, SphinxEnvType
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -56,12 +58,40 @@ def faults(page: str) -> list[str]:
     return parser.faults
 
 
-def set_cache(app: Sphinx, config: Config) -> None:
-    """Gives myst-nb the cache folder of the present library, before it reads its configuration."""
+def prepare(app: Sphinx, config: Config) -> None:
+    """Sets what the kernels inherit, should a page have to run during the build."""
     diffbook_cache.prepare()
-    current = diffbook_cache.folder(Path(app.srcdir))
-    diffbook_cache.prune(current)
-    config.nb_execution_cache_path = str(current)
+
+
+def choose_cache(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Gives myst-nb the cache of the page that it is about to read."""
+    if (place := cache_of(app.env, docname)) is not None:
+        env = cast(SphinxEnvType, app.env)
+        env.mystnb_config = env.mystnb_config.copy(execution_cache_path=place)
+        NbMetadataCollector.set_doc_data(env, docname, "cache", place)
+
+
+def outdated(
+    app: Sphinx,
+    env: BuildEnvironment,
+    added: set[str],
+    changed: set[str],
+    removed: set[str],
+) -> list[str]:
+    """The pages that were read from another cache than their present one."""
+    data = NbMetadataCollector.get_doc_data(cast(SphinxEnvType, env))
+    known = env.found_docs - added - changed
+    return [
+        name for name in known if data.get(name, {}).get("cache") != cache_of(env, name)
+    ]
+
+
+def cache_of(env: BuildEnvironment, docname: str) -> str | None:
+    """The present cache of a page; None if it is no notebook."""
+    page = Path(env.doc2path(docname))
+    if page.suffix != ".ipynb":
+        return None
+    return str(diffbook_cache.folder(page, Path(env.srcdir)))
 
 
 def add_cost(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -81,7 +111,11 @@ def add_cost(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def check_pictures(
-    app: Sphinx, pagename: str, template: str, context: dict, doctree
+    app: Sphinx,
+    pagename: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
 ) -> None:
     """Refuses pictures without alternative text."""
     for fault in faults(context.get("body", "") if doctree else ""):
@@ -89,10 +123,14 @@ def check_pictures(
 
 
 def drop_repeated_scripts(
-    app: Sphinx, pagename: str, template: str, context: dict, doctree
+    app: Sphinx,
+    pagename: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
 ) -> None:
     """Keeps the first of the scripts that the toggle and thebe extensions add twice."""
-    kept: dict[tuple, object] = {}
+    kept: dict[tuple[Any, Any], object] = {}
     for script in context["script_files"]:
         name = (
             getattr(script, "filename", script) or ""
@@ -106,7 +144,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connects the hooks, and has every page written again when this file changes."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     app.add_config_value("diffbook_pages_source", source, "html", [str])
-    app.connect("config-inited", set_cache, priority=100)
+    app.connect("config-inited", prepare)
+    app.connect("env-get-outdated", outdated)
+    app.connect("source-read", choose_cache)
     app.connect("doctree-resolved", add_cost)
     app.connect("html-page-context", check_pictures)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)

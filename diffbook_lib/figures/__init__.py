@@ -4,11 +4,11 @@ A picture is drawn once, on a transparent ground in mid-tone colours that carry 
 black, and shown as HTML with its alternative text, so JupyterLab and the built page show the same.
 """
 
-from .frames import moving
-from .picture import COLOURS, INK, STYLE, in_page, show, style
-from .plots import image_grid, scatter, trajectories
-from .samples import samples
-from .source import show_source
+from diffbook_lib.figures.frames import moving
+from diffbook_lib.figures.picture import COLOURS, INK, STYLE, in_page, save, show, style
+from diffbook_lib.figures.plots import image_grid, scatter, trajectories
+from diffbook_lib.figures.samples import samples
+from diffbook_lib.figures.source import show_source
 
 __all__ = [
     "COLOURS",
@@ -18,6 +18,7 @@ __all__ = [
     "in_page",
     "moving",
     "samples",
+    "save",
     "scatter",
     "show",
     "show_source",

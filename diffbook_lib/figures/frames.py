@@ -11,8 +11,9 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .picture import STYLE, img, in_page
+from diffbook_lib.figures.picture import STYLE, img, in_page
 
+Frame = Callable[[int], str]  # the HTML of the frame of this index
 LIMIT = 600_000  # bytes of one moving figure on the page; a whole page may weigh 3 MB
 
 
@@ -75,7 +76,7 @@ def _refuse(name: str, texts: list[str], start: int) -> None:
         raise ValueError(f"name {name!r} may have lower case letters, digits and hyphens only")
 
 
-def _live(label: str, texts: list[str], start: int, interval: int, frame) -> Any:
+def _live(label: str, texts: list[str], start: int, interval: int, frame: Frame) -> Any:
     """The face with a live kernel: ipywidgets that ask for the frame they need."""
     import ipywidgets as widgets
 
@@ -89,7 +90,9 @@ def _live(label: str, texts: list[str], start: int, interval: int, frame) -> Any
     return widgets.VBox([picture, widgets.HBox([play, slider])])
 
 
-def _frozen(name: str, label: str, texts: list[str], start: int, interval: int, frame) -> str:
+def _frozen(
+    name: str, label: str, texts: list[str], start: int, interval: int, frame: Frame
+) -> str:
     """The face without a kernel: every frame, a native range input and a few lines of script."""
     frames = "".join(frame(index) for index in range(len(texts)))
     if len(frames) > LIMIT:

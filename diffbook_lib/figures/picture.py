@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,8 @@ from cycler import cycler
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from PIL import Image
+
+from diffbook_lib.files import atomic_write
 
 INK = "#7a7a7a"
 # Blue, vermilion, green, purple, ochre, grey: contrast at least 3 to white and to the dark page,
@@ -66,13 +69,23 @@ def show(figure: Figure | None = None, *, alt: str, caption: str = "") -> None:
     display(HTML(block + "</figure>"))
 
 
+def save(figure: Figure, path: Path, alt: str) -> None:
+    """Writes a figure as PNG, making the folder, and displays it as `show` does.
+
+    ValueError without an alternative text, and then nothing is written.
+    """
+    _require(alt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, png(figure))
+    show(figure, alt=alt)
+
+
 def img(figure: Figure, alt: str, *, hidden: bool = False) -> str:
     """The figure as an <img> that carries its own data and never grows wider than the page.
 
     Raises ValueError for an empty alternative text.
     """
-    if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence or two what the picture shows")
+    _require(alt)
     data = base64.b64encode(webp(figure)).decode()
     width = round(figure.get_figwidth() * CSS_PIXELS_PER_INCH)
     return (
@@ -82,14 +95,25 @@ def img(figure: Figure, alt: str, *, hidden: bool = False) -> str:
     )
 
 
+def _require(alt: str) -> None:
+    if not alt.strip():
+        raise ValueError("alt is empty; say in a sentence or two what the picture shows")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure's pixels in the book's style, on a transparent ground."""
+    drawn = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(drawn, format="png")
+    return drawn.getvalue()
+
+
 def webp(figure: Figure) -> bytes:
     """The figure's pixels, colours rounded to 4 of 255 levels and half-transparent ones to 16:
     nothing to see, a third to a half of the bytes."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(drawn, format="png")
-    pixels = np.asarray(Image.open(drawn).convert("RGBA")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGBA")).astype(int)
     step = np.where(pixels[..., 3:] == 255, 4, 16)
     rounded = np.minimum((pixels + step // 2) // step * step, 255).astype(np.uint8)
+    packed = io.BytesIO()
     Image.fromarray(rounded).save(packed, format="webp", lossless=True, method=4)
     return packed.getvalue()

@@ -10,14 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from .picture import COLOURS, INK
+from diffbook_lib.errors import Refused
+from diffbook_lib.figures.picture import COLOURS, INK
 
 
 def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = 6.4) -> Figure:
     """Images (n, 1 or 3, height, width) in [-1, 1] as one picture, row by row, `ncol` in a row.
 
-    Draws into `ax`, or into a new figure of `width` inches.
+    Draws into `ax`, or into a new figure of `width` inches; values outside [-1, 1] are clipped.
+    Raises ValueError for another shape and Refused for integer levels.
     """
+    if not x.is_floating_point():
+        raise Refused(
+            f"images are of type {x.dtype}; a grid shows values in [-1, 1]: convert the levels, "
+            "such as data.to_unit(x, 256)"
+        )
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images are (n, 1 or 3, height, width), got {tuple(x.shape)}")
     n, _, h, w = x.shape

@@ -21,5 +21,7 @@ def samples(x: Tensor, dataset: Dataset, count: int = 100) -> Figure:
         raise Refused(
             f"samples of the shape {tuple(x.shape[1:])} are neither points of the plane nor images"
         )
-    levels = getattr(dataset, "levels", None)
-    return image_grid(x[:count] if x.is_floating_point() else to_unit(x[:count], levels), 20)
+    images, levels = x[:count], getattr(dataset, "levels", None)
+    if levels is not None and not images.is_floating_point():
+        images = to_unit(images, levels)
+    return image_grid(images, 20)

@@ -75,7 +75,10 @@ def cached_classifier(
 
     def build() -> dict[str, Tensor]:
         net = train_classifier(train, test, recipe, seed=seed)
-        return {**net.state_dict(), "accuracy": torch.tensor(net.accuracy, dtype=torch.float64)}
+        return {
+            **net.state_dict(),
+            "accuracy": torch.tensor(net.accuracy, dtype=torch.float64),
+        }
 
     labels = [_labels(part).tolist() for part in (train, test)]
     key = image_digest(train, test, text=json.dumps([asdict(recipe), seed, labels]))

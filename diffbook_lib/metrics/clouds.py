@@ -55,7 +55,12 @@ class SlicedWasserstein(Measure):
 
 
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, *, projections: int = 128, seed: int = 0, floor_draws: int = 10
+    x: Tensor,
+    y: Tensor,
+    *,
+    projections: int = 128,
+    seed: int = 0,
+    floor_draws: int = 10,
 ) -> Measurement:
     """The mean over random directions of the Wasserstein-1 distance of the projected clouds.
 
@@ -165,7 +170,11 @@ class NearestDistance(Measure):
     """The mean distance to the nearest training image; see `nearest_distance`."""
 
     def __init__(
-        self, train: Images, held_out: Images, levels: int | None = None, seed: int = 0
+        self,
+        train: Images,
+        held_out: Images,
+        levels: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(seed)
         self.train, self.held_out = train, held_out
@@ -191,8 +200,14 @@ class NearestDistance(Measure):
 
     def figure(self, samples: Tensor) -> Measurement:
         distances = self.distances(samples)
-        details = {"held_out": self.unseen.mean().item(), "reference": len(self.unseen)}
-        value, name = distances.mean().item(), "Distance to the nearest training image"
+        details = {
+            "held_out": self.unseen.mean().item(),
+            "reference": len(self.unseen),
+        }
+        value, name = (
+            distances.mean().item(),
+            "Distance to the nearest training image",
+        )
         n = len(distances)
         return Measurement(name, value, n, self.seed, details=details, better="equal")
 

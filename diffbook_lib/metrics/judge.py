@@ -10,7 +10,12 @@ from diffbook_lib import data, files, rng
 from diffbook_lib.data import ArrayDataset, SampledDataset
 from diffbook_lib.errors import Refused
 from diffbook_lib.exact import GaussianMixture
-from diffbook_lib.metrics.classifiers import RECIPES, SureShare, cached_classifier, image_digest
+from diffbook_lib.metrics.classifiers import (
+    RECIPES,
+    SureShare,
+    cached_classifier,
+    image_digest,
+)
 from diffbook_lib.metrics.clouds import (
     RADIUS,
     InMode,
@@ -152,7 +157,11 @@ def _of_points(dataset: ArrayDataset | SampledDataset, seed: int) -> list[Measur
     if dataset.name != "mixture9":
         return [distance]
     means = GaussianMixture.grid().means
-    return [InMode(means, RADIUS, real, seed), ModeWeightError(means, seed=seed), distance]
+    return [
+        InMode(means, RADIUS, real, seed),
+        ModeWeightError(means, seed=seed),
+        distance,
+    ]
 
 
 def _weights_digest(net: nn.Module) -> str:

@@ -24,7 +24,11 @@ def bits(log_density: Tensor, dims: int, levels: int | None = 256) -> Tensor:
 
 
 def bits_per_dim(
-    log_density: Tensor, dims: int, levels: int | None = 256, *, seed: int | None = None
+    log_density: Tensor,
+    dims: int,
+    levels: int | None = 256,
+    *,
+    seed: int | None = None,
 ) -> Measurement:
     """The mean of `bits` over the examples, with its standard error."""
     each = bits(check_cloud(log_density[:, None], "log densities")[:, 0], dims, levels)

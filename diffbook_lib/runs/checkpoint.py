@@ -6,8 +6,6 @@ renamed, so a process killed at any moment leaves the checkpoints before it as t
 is ever unpickled.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffbook_lib import files
 from diffbook_lib.errors import Failed, Refused
-from diffbook_lib.files import atomic_write
 
 if TYPE_CHECKING:
     from diffbook_lib.runs.progress import Progress
@@ -75,18 +73,20 @@ def save(
 
 def write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Write one file, whole or not at all; CheckpointError if the disk refuses."""
-    from safetensors.torch import save as to_bytes
-
-    plain = {name: _plain(name, tensor) for name, tensor in tensors.items()}
-    text = json.dumps(info, allow_nan=False)
-    data = to_bytes(plain, {"info": text, "sha256": _digest(text, plain)})
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{name} is a {type(tensor).__name__}; a checkpoint holds tensors, so let "
+                "state_dict() give a flat mapping of tensors"
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        files.write_tensors(path, tensors, info)
     except OSError as error:
         earlier = ", ".join(kept.name for kept in _files(path.parent)) or "none"
+        size = sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointError(
-            f"{path} could not be written: {error.strerror}. It needs {len(data) / 1e6:.1f} MB. "
+            f"{path} could not be written: {error.strerror}. It needs {size / 1e6:.1f} MB. "
             f"Files still there: {earlier}. Make room on that disk and start the same run "
             "again; it continues from the newest."
         ) from error
@@ -114,7 +114,7 @@ def save_run(
 
 def load_run(
     found: Checkpoint, parts: Mapping[str, Any], weights: Iterable[nn.Parameter]
-) -> dict[nn.Parameter, dict[str, Tensor]]:
+) -> dict[Tensor, dict[str, Tensor]]:
     """Give each part its state, and return the optimiser's moments of each weight.
 
     Raises PartsDiffer unless the checkpoint holds exactly these parts.
@@ -163,18 +163,12 @@ def snapshot(
 
 def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint; CheckpointError if anything in it is not as it was saved."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as content:
-            header = content.metadata() or {}
-            tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
-        if header["sha256"] != _digest(header["info"], tensors):
-            raise CheckpointError(f"{path} is damaged: its SHA-256 does not match its content")
-        samples = int(path.stem.split("-")[0])  # a snapshot's name ends in its profile
-        return Checkpoint(samples, tensors, json.loads(header["info"]), path)
-    except (SafetensorError, OSError, KeyError) as error:
+        tensors, info = files.read_tensors(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    samples = int(path.stem.split("-")[0])  # a snapshot's name ends in its profile
+    return Checkpoint(samples, tensors, info, path)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -209,14 +203,6 @@ def newest_file(folder: Path) -> Path:
     return found[-1]
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 that a file of this module states for its content."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as content:
-        return str((content.metadata() or {}).get("sha256", ""))
-
-
 def _is_whole(path: Path) -> bool:
     try:
         load(path)
@@ -228,23 +214,3 @@ def _is_whole(path: Path) -> bool:
 def _files(folder: Path) -> list[Path]:
     """The checkpoint files of a folder, oldest first."""
     return sorted(folder.glob("[0-9]" * 12 + ".safetensors"))
-
-
-def _plain(name: str, tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares memory with no other tensor."""
-    if not isinstance(tensor, Tensor):
-        raise CheckpointError(
-            f"{name} is a {type(tensor).__name__}; a checkpoint holds tensors, so let state_dict() "
-            "give a flat mapping of tensors"
-        )
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _digest(info: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the JSON text and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(info.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

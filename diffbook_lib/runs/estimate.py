@@ -151,13 +151,13 @@ def network(spec: RunSpec) -> tuple[nn.Module, tuple[Any, ...]]:
     return net, example
 
 
-def forward_flops(net: Callable, example: tuple[Any, ...]) -> int:
+def forward_flops(net: Callable[..., Tensor], example: tuple[Any, ...]) -> int:
     """FLOPs of one call, a multiplication and an addition counted as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(*example)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def activation_bytes(net: nn.Module, example: tuple[Any, ...]) -> int:

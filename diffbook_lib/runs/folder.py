@@ -93,12 +93,14 @@ def read_spec(folder: str | Path) -> RunSpec:
 def lock(folder: Path) -> None:
     """Keep other processes out of `folder`, made if need be, until this process ends.
 
-    Nothing to do where this process or the one that started it has done so already. Raises
-    FolderError that says who works there.
+    Nothing to do where this process or the one that started it has done so already; among the
+    processes of torchrun the first locks for all. Raises FolderError that says who works there.
     """
     folder = folder.resolve()
     inherited = os.environ.get(INHERITED)
     if folder in _locks or (inherited and folder.is_relative_to(inherited)):
+        return
+    if os.environ.get("RANK", "0") != "0":
         return
     folder.mkdir(parents=True, exist_ok=True)
     stream = (folder / ".lock").open("a+")

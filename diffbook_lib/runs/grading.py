@@ -11,8 +11,8 @@ from torch import Tensor
 from diffbook_lib import data
 from diffbook_lib.metrics import Judge, Measurement
 from diffbook_lib.runs import records
-from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.runs.sampling import Samples
+from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.runs.workers import device
 from diffbook_lib.specs import RunSpec
 
@@ -24,12 +24,13 @@ class Graded(NamedTuple):
     seconds: float
 
 
-def judge_of(spec: RunSpec, dataset: data.Dataset) -> Judge:
+def judge_of(spec: RunSpec, dataset: data.ArrayDataset | data.SampledDataset) -> Judge:
     """The judge of a run's samples, with everything it needs at hand: asked for before training,
     so that what cannot be had is said then. Raises what `Judge.of` raises."""
+    unseen = data.held_out(spec) if spec.path else None
     return Judge.of(
         dataset,
-        held_out=data.held_out(spec) if spec.path else None,
+        held_out=unseen if isinstance(unseen, data.ArrayDataset) else None,
         allow_partial=spec.allow_partial,
         device=device(),
         seed=spec.noise_seed,

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs import cells, presets, records
-from diffbook_lib.runs.launch import RunFailed
-from diffbook_lib.runs.sweeps import members
+from diffbook_lib.runs import folder as folders
+from diffbook_lib.runs.launch import RunFailed, end_with_parent
 from diffbook_lib.runs.presets import notebook_path, root
 from diffbook_lib.runs.sampling import draw_missing
+from diffbook_lib.runs.sweeps import members
 from diffbook_lib.runs.training import train
 from diffbook_lib.runs.workers import leave
 from diffbook_lib.specs import RunSpec, SpecError
@@ -167,9 +167,10 @@ def sample_folder(folder: str | Path) -> None:
 
 def _claimed(folder: str | Path) -> RunSpec:
     """The specification of a run folder, locked by the first of the processes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     spec = folders.read_spec(folder)
-    if os.environ.get("RANK", "0") == "0":
-        folders.lock(Path(folder))
+    folders.lock(Path(folder))
     return spec
 
 

@@ -4,8 +4,10 @@ The launcher and the workers meet through files in the run folder, so that nothi
 the loopback interface and nothing that could come from outside is unpickled.
 """
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import uuid
@@ -14,6 +16,11 @@ from pathlib import Path
 from diffbook_lib.errors import Failed
 from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.presets import root
+
+
+# torchrun's own store would listen on every interface, though nobody here asks it anything
+NO_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class RunFailed(Failed):
@@ -36,7 +43,7 @@ def command(folder: Path, processes: int, stage: str) -> list[str]:
 def torchrun(folder: Path, processes: int, stage: str) -> None:
     """Run a stage of the run in `folder` with several processes, their output shown as it comes.
 
-    RunFailed if one of them fails; all of them end with this process.
+    RunFailed if one of them fails; all of them end with this process, however it ends.
     """
     lock, descriptors = folders.handed_on(folder)
     shown = ""
@@ -45,8 +52,9 @@ def torchrun(folder: Path, processes: int, stage: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=root(),
-        env={**os.environ, **lock},
+        env={**os.environ, **lock, **NO_STORE},
         pass_fds=descriptors,
+        preexec_fn=end_with_parent,
     ) as process:
         assert process.stdout
         try:
@@ -58,11 +66,29 @@ def torchrun(folder: Path, processes: int, stage: str) -> None:
         except BaseException:
             process.terminate()
             raise
-    _tidy(folder)
+        finally:
+            process.wait()
+            _tidy(folder)
     if process.returncode:
-        log = r"^[WE]\d{4} .*torch/distributed"
-        said = re.split(log, shown, maxsplit=1, flags=re.MULTILINE)[0]
-        raise RunFailed(f"{stage} with {processes} processes in {folder} failed:\n{said[-2000:]}")
+        raise RunFailed(f"{stage} with {processes} processes in {folder} {_reason(shown)}")
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _reason(shown: str) -> str:
+    """What torchrun's output says about a failure, without its own log."""
+    if killed := re.search(r"exitcode: -(\d+) \(pid: (\d+)\)", shown):
+        name = signal.Signals(int(killed[1])).name
+        return (
+            f"failed: process {killed[2]} was ended by {name}, perhaps for want of memory; the "
+            "same command continues from the last checkpoint"
+        )
+    said = re.split(r"^[WE]\d{4} .*torch/distributed", shown, maxsplit=1, flags=re.MULTILINE)[0]
+    return f"failed:\n{said[-2000:]}"
 
 
 def _tidy(folder: Path) -> None:

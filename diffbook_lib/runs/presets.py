@@ -131,7 +131,7 @@ def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
     }
     if "preset" not in given:
         raise SpecError("the parameters cell sets no preset; write for example preset = 'smoke'")
-    return resolve(method, given.pop("preset"), given)
+    return resolve(method, str(given.pop("preset")), given)
 
 
 def _is_plain(value: Any) -> bool:

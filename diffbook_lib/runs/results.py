@@ -4,6 +4,7 @@ Records that the book quotes are kept under `results/<method>/`, published figur
 `results/published.yaml`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,7 +77,9 @@ def published(method: str) -> list[PublishedFigure]:
     if not file.exists():
         return []
     try:
-        figures = [PublishedFigure.model_validate(entry) for entry in yaml.safe_load(file.read_text())]
+        figures = [
+            PublishedFigure.model_validate(entry) for entry in yaml.safe_load(file.read_text())
+        ]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise records.RecordError(f"{file}: {error}") from None
     return [figure for figure in figures if figure.method == method]
@@ -139,7 +142,7 @@ def _rows_of(file: Path, source: str) -> list[Row]:
     return lines
 
 
-def _words(at: dict[str, Any]) -> str:
+def _words(at: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in at.items())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffbook_lib import files
 from diffbook_lib.bars import progress_bar
 from diffbook_lib.runs import cells, checkpoint, folder
 from diffbook_lib.runs.launch import torchrun
@@ -51,7 +52,7 @@ def sample(member: Member, processes: int = 1) -> list[Samples]:
 def draw_missing(member: Member) -> None:
     """Draw this process's share of the batches that are not there yet."""
     spec, workers = member.spec, Workers(member.folder)
-    weights = checkpoint.digest(checkpoint.newest_file(member.folder / "checkpoints"))
+    weights = files.stated_digest(checkpoint.newest_file(member.folder / "checkpoints"))
     batches = [
         (at, first) for at in spec.cells() for first in range(0, spec.samples, spec.sample_batch)
     ]
@@ -75,15 +76,15 @@ def draw_missing(member: Member) -> None:
 
 
 def _collect(member: Member, at: dict[str, Any]) -> Samples:
-    files = [
+    batches = [
         checkpoint.load(_file(member, at, first))
         for first in range(0, member.spec.samples, member.spec.sample_batch)
     ]
     return Samples(
         {**member.at, **at},
-        torch.cat([file.tensors["x"] for file in files]),
-        max(file.info["nfe"] for file in files),
-        sum(file.info["seconds"] for file in files),
+        torch.cat([batch.tensors["x"] for batch in batches]),
+        max(batch.info["nfe"] for batch in batches),
+        sum(batch.info["seconds"] for batch in batches),
     )
 
 

@@ -8,7 +8,7 @@ another number of shares is another training, as good as the first.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -33,21 +33,23 @@ class TrainingDiverged(Failed):
     """The loss or its gradient is no longer a finite number."""
 
 
-def train(run: Path, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
-    """Train the task of a run, or continue it, with a progress bar, to its end.
+def train(run: Path | None, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
+    """Train the task of a run, or continue it, with a progress bar, to its end; without a folder
+    nothing is written.
 
     At the end `task.net` holds the first of its averages and is in evaluation mode. Several
     processes execute the build cells of the run notebook's file; what they trained is restored
     here. Raises what `events` raises, and RunFailed if one of them fails.
     """
-    folder.lock(run)
-    if processes > 1:
+    if run:
+        folder.lock(run)
+    if run and processes > 1:
         torchrun(run, processes, "train")
     with closing(iter(Trainer(task, spec, run))) as steps:
         return watch(steps, spec)
 
 
-def events(task: Task, spec: RunSpec, run: Path | None = None) -> Iterator[Progress]:
+def events(task: Task, spec: RunSpec, run: Path | None = None) -> Generator[Progress, None, None]:
     """The events of a training: one every `spec.log_every` steps, at every checkpoint and at the
     end; a run that is continued first yields the event of its checkpoint, a finished one only
     that. Without a folder nothing is written. Leaving the loop early saves a checkpoint.
@@ -90,7 +92,7 @@ class Trainer:
         if run:
             _latest[run.resolve()] = self
 
-    def __iter__(self) -> Iterator[Progress]:
+    def __iter__(self) -> Generator[Progress, None, None]:
         last = self._restore()
         if last:
             yield last
@@ -155,7 +157,7 @@ class Trainer:
         losses, measures = found if isinstance(found, tuple) else (found, {})
         self._check_shapes(losses, measures, rows)
         loss = losses.mean()
-        (loss / spec.accumulate).backward()
+        (loss / spec.accumulate).backward()  # type: ignore[no-untyped-call]
         return torch.stack([loss, *(measures[n].mean() for n in self.names)]).detach().float()
 
     def _check_shapes(self, losses: Tensor, measures: Measures, rows: int) -> None:
@@ -176,7 +178,9 @@ class Trainer:
         for step, row in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(math.fsum(row)):
                 raise TrainingDiverged(self._diagnosis(step, row))
-        loss, norm, *rest = (math.fsum(column) / len(values) for column in zip(*values))
+        loss, norm, *rest = (
+            math.fsum(column) / len(values) for column in zip(*values, strict=True)
+        )
         return Progress(
             step=self.step,
             samples=self.step * self.spec.batch,

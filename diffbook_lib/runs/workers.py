@@ -39,7 +39,7 @@ class Workers:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         distributed.all_reduce(flat)
         flat /= self.count
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -62,7 +62,8 @@ class Workers:
 
 def device() -> torch.device:
     """Where this process computes."""
-    return Workers().device
+    found: torch.device = Workers().device
+    return found
 
 
 def leave() -> None:
@@ -97,5 +98,5 @@ def set_precision(net: nn.Module, precision: str) -> nn.Module:
             with torch.autocast(x.device.type, torch.bfloat16):
                 return convert_to_fp32(plain(x, *arguments, **named))
 
-        net.forward = forward  # type: ignore[method-assign]
+        net.forward = forward
     return net

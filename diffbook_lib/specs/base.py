@@ -21,7 +21,8 @@ def _profile(text: str) -> str:
     """The name of an average, in one form; ValueError for what is none."""
     from diffbook_lib import ema  # here, so that listing presets needs no torch
 
-    return ema.profile(text).name
+    name: str = ema.profile(text).name
+    return name
 
 
 Name = Annotated[str, AfterValidator(check_name)]
