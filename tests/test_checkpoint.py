@@ -9,9 +9,10 @@ import warnings
 
 import pytest
 import torch
-from diffbook_lib.checkpoint import CheckpointError
 
-from diffbook_lib import checkpoint
+from diffbook_lib import files
+from diffbook_lib.runs import checkpoint
+from diffbook_lib.runs.checkpoint import CheckpointError
 
 TENSORS = {
     "net/weight": torch.randn(3, 4),
@@ -69,8 +70,105 @@ def test_the_two_newest_are_kept(tmp_path):
         save(tmp_path, samples)
     assert names(tmp_path) == ["000000000030.safetensors", "000000000040.safetensors"]
     (tmp_path / ".000000000050.safetensors.tmp").write_bytes(b"left by a killed writer")
-    save(tmp_path, 35)  # after going back to 30, 40 belongs to no run any more
-    assert names(tmp_path) == ["000000000030.safetensors", "000000000035.safetensors"]
+    save(tmp_path, 50)
+    assert names(tmp_path) == ["000000000040.safetensors", "000000000050.safetensors"]
+
+
+def test_a_whole_newer_checkpoint_is_never_removed(tmp_path):
+    """Nor anything before it: another process has gone further."""
+    for samples in (10, 20):
+        save(tmp_path, samples)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with pytest.raises(CheckpointError, match=r"0015\S+ is not written: \S+0020.* newer and whole"):
+        save(tmp_path, 15)
+    assert before == {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    assert save(tmp_path, 20, shift=1.0).exists()  # the same step again takes its place
+    assert checkpoint.newest(tmp_path).tensors["w"][0] == 21
+
+
+def test_damaged_later_checkpoints_are_removed(tmp_path):
+    """As after going back to the one before: they belong to no run any more."""
+    for samples in (10, 20):
+        save(tmp_path, samples)
+    flip(tmp_path / "000000000020.safetensors", -1)
+    save(tmp_path, 15)
+    assert names(tmp_path) == ["000000000010.safetensors", "000000000015.safetensors"]
+
+
+def test_snapshots_are_not_pruned(tmp_path):
+    run, state = tmp_path, {"w": torch.arange(4.0), "updates": torch.tensor(3)}
+    for samples in (10, 20, 30, 40):
+        save(run / "checkpoints", samples)
+        checkpoint.snapshot(run, samples, {"power-0.1": state, "classic-0.9": state}, "fp16")
+    assert len(names(run / "checkpoints")) == 2
+    assert names(run / "snapshots") == [
+        f"{samples:012d}-{name}.safetensors"
+        for samples in (10, 20, 30, 40)
+        for name in ("classic-0.9", "power-0.1")
+    ]
+    kept = checkpoint.load(run / "snapshots" / "000000000030-power-0.1.safetensors")
+    assert kept.samples == 30
+    assert kept.info == {"profile": "power-0.1", "precision": "fp16"}
+    assert kept.tensors["w"].dtype == torch.float16 and kept.tensors["updates"] == 3
+
+
+def test_the_newest_file_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet; train the run first"):
+        checkpoint.newest_file(tmp_path)
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    (tmp_path / "000000000030-power-0.1.safetensors").touch()  # no checkpoint
+    assert checkpoint.newest_file(tmp_path) == path
+
+
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path):
+    first, again = save(tmp_path / "a", 10), save(tmp_path / "b", 10)
+    other = save(tmp_path / "c", 10, shift=1.0)
+    assert len(files.stated_digest(first)) == 64
+    assert files.stated_digest(first) == files.stated_digest(again) != files.stated_digest(other)
+
+
+def header(path):
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def tamper(path, change):
+    """Rewrites the header of a file, whose bytes of content and digest stay as they were."""
+    found, content = header(path)
+    change(found)
+    text = json.dumps(found).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+
+
+def test_the_digest_covers_the_type(tmp_path):
+    path = save(tmp_path, 10)
+    tamper(path, lambda found: found["w"].update(dtype="I32"))
+    with pytest.raises(CheckpointError, match="SHA-256 does not match"):
+        checkpoint.load(path)
+
+
+def test_the_digest_covers_the_shape(tmp_path):
+    path = save(tmp_path, 10)
+    tamper(path, lambda found: found["w"].update(shape=[10, 10]))
+    with pytest.raises(CheckpointError, match="SHA-256 does not match"):
+        checkpoint.load(path)
+
+
+def test_the_digest_covers_names_and_information(tmp_path):
+    path = save(tmp_path, 10)
+    whole = path.read_bytes()
+    tamper(path, lambda found: found.update(v=found.pop("w")))
+    with pytest.raises(CheckpointError, match="SHA-256 does not match"):
+        checkpoint.load(path)
+    path.write_bytes(whole)
+    tamper(path, lambda found: found["__metadata__"].update(info='{"step": 2}'))
+    with pytest.raises(CheckpointError, match="SHA-256 does not match"):
+        checkpoint.load(path)
+    path.write_bytes(whole)
+    tamper(path, lambda found: None)
+    assert checkpoint.load(path).info == {"step": 1}  # the helper alone damages nothing
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
@@ -174,7 +272,5 @@ def test_only_tensors_and_finite_json(tmp_path):
 
 
 def test_info_is_readable_without_this_library(tmp_path):
-    data = checkpoint.save(tmp_path, 1, TENSORS, INFO).read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    assert json.loads(header["__metadata__"]["info"]) == INFO
+    found, _ = header(checkpoint.save(tmp_path, 1, TENSORS, INFO))
+    assert json.loads(found["__metadata__"]["info"]) == INFO

@@ -254,6 +254,16 @@ def test_a_child_inherits_no_lock_of_other_folders(repository, run, spec, impati
     assert child.returncode == 1 and f"process {os.getpid()} works in" in errors
 
 
+def test_a_lock_that_was_inherited_is_for_its_folder(run, monkeypatch):
+    """And for those inside it; another is locked by the process itself."""
+    monkeypatch.setenv(folder.INHERITED, str(run))
+    for inside in (run, run / "members" / "one"):
+        folder.lock(inside)
+        assert not inside.exists()
+    folder.lock(run.parent / "other")
+    assert [path.name for path in run.parent.glob("other/.*")] == [".lock"]
+
+
 def test_an_unlocked_folder_is_free(repository, run, spec):
     folder.open_run(run, spec)
     folder.unlock(run)

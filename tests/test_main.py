@@ -159,6 +159,7 @@ def test_parameters_of_every_form_reach_the_specification(repository):
     assert spec.ema == ("power-0.2", "classic-0.5")
 
 
+@pytest.mark.slow
 def test_a_folder_is_prepared_trained_and_sampled_without_papermill(repository):
     """In processes of their own, as torchrun and Slurm start them; the second time there is
     nothing left to do."""
