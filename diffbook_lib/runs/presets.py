@@ -16,7 +16,7 @@ from diffbook_lib import specs
 from diffbook_lib.specs import RunSpec, SpecError, check_name, nearest
 
 EXECUTION = ("out", "processes")  # say where and how a run happens, not what it computes
-PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
+PLAIN = (int, float, str, bool, type(None))
 SEEN = "_parameters"  # in a notebook: the names its parameters cell had set at the first call
 
 
@@ -107,19 +107,28 @@ def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) ->
     return spec
 
 
+def _is_plain(value: Any, deep: bool) -> bool:
+    """Whether a value is such as YAML or JSON can hold, `deep`: with all that is in it."""
+    if isinstance(value, list | tuple | dict):
+        inside = value.values() if isinstance(value, dict) else value
+        return not deep or all(_is_plain(part, deep) for part in inside)
+    return isinstance(value, PLAIN)
+
+
 def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
     """The specification from the globals of a notebook whose parameters cell has been executed.
 
     Every public global with a plain value counts as a parameter, so that one which papermill
     was given under a wrong name stops the run. Modules, functions, classes and the execution
     parameters `out` and `processes` are passed over. When the cell is executed again in the same
-    kernel, other globals than at the first time count only where they are parameters.
+    kernel, other globals than at the first time count only where they are parameters; lists of
+    results are none.
     """
-    ignored = {*EXECUTION, "In", "Out"}
+    ignored, again = {*EXECUTION, "In", "Out"}, SEEN in namespace
     given = {
         name: value
         for name, value in namespace.items()
-        if name not in ignored and name[0] != "_" and isinstance(value, PLAIN)
+        if name not in ignored and name[0] != "_" and _is_plain(value, deep=again)
     }
     first = namespace.setdefault(SEEN, frozenset(given))
     fields = specs.find(method).model_fields
