@@ -158,7 +158,8 @@ class Trainer:
         self._check_shapes(losses, measures, rows)
         loss = losses.mean()
         (loss / spec.accumulate).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([loss, *(measures[n].mean() for n in self.names)]).detach().float()
+        means = [measures[name].float().mean() for name in self.names]
+        return torch.stack([loss.float(), *means]).detach()
 
     def _check_shapes(self, losses: Tensor, measures: Measures, rows: int) -> None:
         self.names = self.names or sorted(measures)
