@@ -1,10 +1,9 @@
 """From samples to the record of a run."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,7 +16,8 @@ from diffbook_lib.runs.workers import device
 from diffbook_lib.specs import RunSpec
 
 
-class Graded(NamedTuple):
+@dataclass(frozen=True)
+class Graded:
     """Measured figures with their coordinates, and the seconds they took."""
 
     results: list[Measurement]

@@ -17,7 +17,6 @@ from diffbook_lib.errors import Failed
 from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.presets import root
 
-
 # torchrun's own store would listen on every interface, though nobody here asks it anything
 NO_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
