@@ -157,3 +157,23 @@ def test_the_cost_of_grading_is_that_of_the_features():
     assert metrics.grading_flops("digits", (1, 8, 8), 1000) == 1000 * digits
     assert metrics.grading_flops("cifar10", (3, 32, 32), 10) == pytest.approx(1.14e11, rel=0.01)
     assert metrics.grading_flops("mixture9", (2,), 1000) == 0
+
+
+def test_ones_own_images_are_judged_by_pixels_where_there_is_no_inception(monkeypatch):
+    """Said in a warning; data of the catalogue are refused instead."""
+
+    def missing(device):
+        raise judge.InceptionMissing("no package")
+
+    monkeypatch.setattr(judge, "inception", missing)
+    levels = torch.randint(256, (60, 3, 4, 4), dtype=torch.uint8)
+    own = data.ArrayDataset(levels[:40], name=data.OWN, kind="images")
+    unseen = data.ArrayDataset(levels[40:], name=data.OWN, kind="images")
+    with pytest.warns(UserWarning, match="judged by pixels alone: no package"):
+        found = metrics.Judge.of(own, held_out=unseen)
+    (distance,) = found.grade(levels[:20])
+    assert distance.name == "Sliced Wasserstein distance of pixels" and distance.floor > 0
+    assert found.grade(own[:].x)[0].value == 0
+    assert found.copies(levels[:20])[0].value == 0
+    with pytest.raises(judge.InceptionMissing):
+        metrics.Judge.of(data.ArrayDataset(levels, name="cifar10", kind="images"))

@@ -19,9 +19,11 @@ from diffbook_lib.data.datasets import ArrayDataset, SampledDataset, from_tensor
 from diffbook_lib.data.description import Description
 from diffbook_lib.data.grouped import Grouped
 from diffbook_lib.data.levels import dequantise, to_levels, to_unit
+from diffbook_lib.data.own import NAME as OWN
 
 __all__ = [
     "CATALOGUE",
+    "OWN",
     "ArchiveError",
     "ArrayDataset",
     "Batch",

@@ -59,7 +59,7 @@ def folder(
             labels,
             levels=about.levels,
             classes=tuple(map(str, range(about.class_count))),
-            name=place.stem,
+            name=NAME,
             description=place.name,
             kind=about.kind,
             discrete=about.kind == "text",
@@ -74,7 +74,7 @@ def folder(
         tensors["examples"],
         tensors["labels"] if arrangement.classes else None,
         classes=arrangement.classes,
-        name=place.stem,
+        name=NAME,
         description=f"{place.name}, {part}: {len(numbers):,} images" if part else place.name,
     )
     return everything if part else _tenth(everything, split)

@@ -1,11 +1,13 @@
 """Measures of point clouds (n, d): two-dimensional samples, features, flattened images."""
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from diffbook_lib import rng
+from diffbook_lib.data import ArrayDataset
 from diffbook_lib.errors import Refused
 from diffbook_lib.metrics.inputs import (
     CHUNK,
@@ -52,6 +54,19 @@ class SlicedWasserstein(Measure):
             other = self.real[:, real_rows(m, m, self.seed, draw, "floor/reference")]
             found.append(wasserstein_1d(one, other).mean().item())
         return found
+
+
+class PixelDistance(SlicedWasserstein):
+    """The same of the pixels of images, for data without features."""
+
+    def __init__(self, dataset: ArrayDataset, seed: int = 0) -> None:
+        self.image, self.levels = dataset.shape, dataset.levels
+        super().__init__(dataset[:].x.flatten(1), seed=seed)
+
+    def figure(self, samples: Tensor) -> Measurement:
+        pixels = unit_images(samples, self.levels, self.image).flatten(1)
+        found = super().figure(pixels)
+        return replace(found, name="Sliced Wasserstein distance of pixels")
 
 
 def sliced_wasserstein(

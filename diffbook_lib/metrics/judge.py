@@ -1,6 +1,7 @@
 """What grades samples of a data set: features, real examples and floors in one object."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -21,10 +22,17 @@ from diffbook_lib.metrics.clouds import (
     InMode,
     ModeWeightError,
     NearestDistance,
+    PixelDistance,
     SlicedWasserstein,
 )
 from diffbook_lib.metrics.frechet import Features, FrechetDistance
-from diffbook_lib.metrics.inception_v3 import FLOPS, WEIGHTS, check_colour, inception
+from diffbook_lib.metrics.inception_v3 import (
+    FLOPS,
+    WEIGHTS,
+    InceptionMissing,
+    check_colour,
+    inception,
+)
 from diffbook_lib.metrics.inputs import in_chunks
 from diffbook_lib.metrics.measurement import Measure, Measurement
 from diffbook_lib.nets.classifier import Classifier
@@ -58,7 +66,9 @@ class Judge:
         share in a mode and the largest error of a mode's weight. Images of a data set with a
         recipe in RECIPES: the Fréchet distance on its classifier's features to all published
         images, and the share of which the classifier is sure, held against the held-out
-        ones. Other colour images: the Fréchet distance on Inception features to `dataset`.
+        ones. Other colour images: the Fréchet distance on Inception features to `dataset`; one's
+        own images, where there is no Inception or they are grey, the sliced Wasserstein distance
+        of pixels, with a warning.
 
         held_out: unseen images, in place of the published test split.
         allow_partial: as in `data.load`.
@@ -81,13 +91,17 @@ class Judge:
             )
         if dataset.name in RECIPES:
             return cls._of_recipe(dataset, held_out, allow_partial, device, seed)
-        check_colour(shape)
-        features = inception(device)
+        try:
+            check_colour(shape)
+            features = inception(device)
+        except Refused as error:
+            if dataset.name != data.OWN:
+                raise
+            warnings.warn(f"judged by pixels alone: {error}", stacklevel=2)
+            return cls(_of_pixels(dataset, seed), _nearest(dataset, held_out, seed))
         real = real_features(dataset, features, INCEPTION)
         distance = FrechetDistance(real, features, shape, dataset.levels, seed)
-        if held_out is None:
-            return cls([distance])
-        return cls([distance], NearestDistance(dataset, held_out, seed=seed))
+        return cls([distance], _nearest(dataset, held_out, seed))
 
     @classmethod
     def _of_recipe(
@@ -146,6 +160,17 @@ def grading_flops(name: str, shape: tuple[int, ...], count: int) -> float:
     with FlopCounterMode(display=False) as counter:
         net(torch.empty(1, *shape, device="meta"))
     return float(counter.get_total_flops() * count)
+
+
+def _nearest(
+    dataset: ArrayDataset, held_out: ArrayDataset | None, seed: int
+) -> NearestDistance | None:
+    return None if held_out is None else NearestDistance(dataset, held_out, seed=seed)
+
+
+def _of_pixels(dataset: ArrayDataset, seed: int) -> list[Measure]:
+    """Where no features can be had for one's own images: their pixels as points."""
+    return [PixelDistance(dataset.first(min(REAL_POINTS, len(dataset))), seed)]
 
 
 def _of_points(dataset: ArrayDataset | SampledDataset, seed: int) -> list[Measure]:
