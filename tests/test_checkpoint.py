@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -256,16 +257,24 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
 
 def test_the_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     calls = []
+
+    def noting(name, real):
+        def call(*arguments):
+            calls.append(name)
+            return real(*arguments)
+
+        return call
+
     for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, n=name, r=real: (calls.append(n), r(*a))[1])
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
     save(tmp_path, 10)
     assert calls == ["fsync", "replace", "fsync"]  # file, name, folder
 
 
 def test_only_tensors_and_finite_json(tmp_path):
+    number: Any = 0.5
     with pytest.raises(CheckpointError, match=r"state/dual is a float.*flat mapping of tensors"):
-        checkpoint.save(tmp_path, 1, {"state/dual": 0.5}, {})
+        checkpoint.save(tmp_path, 1, {"state/dual": number}, {})
     with pytest.raises(ValueError):
         checkpoint.save(tmp_path, 1, {}, {"loss": float("nan")})
     assert names(tmp_path) == []

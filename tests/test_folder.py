@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
+import time
 
 import miniature
 import pytest
 
+from diffbook_lib import files
 from diffbook_lib.errors import Refused
 from diffbook_lib.runs import folder, presets, training
 from diffbook_lib.runs.cells import execute
@@ -178,22 +179,35 @@ def test_a_second_process_waits_for_one_that_ends(repository, run, spec, monkeyp
     run.mkdir()
     other = start(repository, LOCK, run)
     assert other.stdout.readline() == "open\n"
-    waiting = threading.Event()
-    monkeypatch.setattr(folder.time, "sleep", lambda seconds: waiting.set() or other.communicate())
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        other.communicate()
+
+    monkeypatch.setattr(time, "sleep", wait)
     folder.open_run(run, spec)
-    assert waiting.is_set()
+    assert waits
 
 
 def test_the_specification_is_written_under_the_lock(run, spec, monkeypatch):
     """And looked at again once the lock is there: another process may have written it."""
-    order = []
-    lock, write = folder.lock, folder.files.atomic_write
-    monkeypatch.setattr(folder, "lock", lambda at: (order.append("lock"), lock(at))[1])
-    monkeypatch.setattr(
-        folder.files, "atomic_write", lambda *a: (order.append("write"), write(*a))[1]
-    )
+    lock, write = folder.lock, files.atomic_write
+    locked = []
+
+    def noted(at):
+        lock(at)
+        locked.append(at)
+
+    def checked(path, content):
+        assert locked == [path.parent]
+        write(path, content)
+
+    monkeypatch.setattr(folder, "lock", noted)
+    monkeypatch.setattr(files, "atomic_write", checked)
     folder.open_run(run, spec)
-    assert order == ["lock", "write"]
+    assert locked == [run]
+    monkeypatch.setattr(files, "atomic_write", write)
 
     def late(at):
         lock(at)

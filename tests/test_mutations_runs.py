@@ -7,6 +7,7 @@ processes, batches of samples.
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import miniature
 import pytest
@@ -74,7 +75,7 @@ def test_steps_trained_again_stand_once_in_metrics_and_tensorboard(tmp_path):
 
 def test_means_over_processes(monkeypatch):
     """Of two processes, the other holding three times as much; each tensor keeps its shape."""
-    monkeypatch.setattr(workers.distributed, "all_reduce", lambda flat: flat.mul_(1 + 3))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(1 + 3))
     two = SimpleNamespace(count=2)
     tensors = [torch.arange(6.0).view(2, 3), torch.tensor(5.0), torch.ones(4)]
     expected = [2 * tensor for tensor in tensors]
@@ -85,7 +86,7 @@ def test_means_over_processes(monkeypatch):
 def member(repository: Path, **changes) -> sweeps.Member:
     """A trained run of ten images of one number each, drawn four at a time."""
     spec = presets.resolve("ladder", "tiny", {"steps": 2, **changes})
-    names = {"asked": []}
+    names: dict[str, Any] = {"asked": []}
 
     def draw(numbers, nfe):
         names["asked"].append((nfe, numbers))

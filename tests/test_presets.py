@@ -50,8 +50,9 @@ def test_changes_lie_over_the_file_and_the_file_over_the_defaults(repository):
     spec = presets.resolve("ladder", "tiny", {"batch": 16, "ema": ["classic-0.5"]})
     assert (spec.preset, spec.method) == ("tiny", "ladder")
     assert (spec.batch, spec.ema) == (16, ("classic-0.5",))  # changed
-    assert (spec.width, spec.lr) == (8, 1e-2)  # from the file, where the default is 64
-    assert (spec.clip, spec.sigma_data) == (1.0, 0.5)  # defaults
+    values = dict(spec)
+    assert (values["width"], spec.lr) == (8, 1e-2)  # from the file, where the default is 64
+    assert (spec.clip, values["sigma_data"]) == (1.0, 0.5)  # defaults
     assert spec == presets.collect(
         "ladder", {"preset": "tiny", "batch": 16, "ema": ["classic-0.5"]}
     )

@@ -22,7 +22,7 @@ CLASSES = [
 ]
 
 
-def make(method="cld", **changes) -> RunSpec:
+def make(method="cld", **changes):
     return specs.make(method, {**GOOD, **changes})
 
 
@@ -111,8 +111,11 @@ def test_a_specification_survives_json(lr, steps, multipliers, gamma, seeds, rat
         ({"warmup_steps": 3, "warmup_images": 9}, ["warmup_steps is 3", "images 9", "one of them"]),
         ({"ema": "power-0.1"}, ["ema", "'power-0.1'", "list"]),
         ({"ema": []}, ["ema is []", "at least 1 item"]),
-        ({"ema": ["power-0.1", "powr-0.1"]}, ["ema: ", "powr"]),
-        ({"ema": ["classic-x"]}, ["ema: ", "x"]),
+        ({"ema": ["power-0.1", "powr-0.1"]}, ["ema: 'powr-0.1' is no average", "power-SIGMA_REL"]),
+        ({"ema": ["classic-x"]}, ["ema: 'classic-x' is no average", "classic-DECAY"]),
+        ({"ema": ["classic-1"]}, ["ema: the decay is 1.0", "[0, 1)"]),
+        ({"ema": ["power-0.3"]}, ["ema: sigma_rel is 0.3", "0.288"]),
+        ({"ema": ["halflife-9-ramp-0"]}, ["ema: the ramp is 0.0", "positive"]),
         ({"ema": [3]}, ["ema[0] is 3", "string"]),
         ({"ema": ["power-0.1"] * 2}, ["ema names an average twice", "power-0.1"]),
         ({"snapshot_precision": "fp8"}, ["snapshot_precision", "'fp32' or 'fp16'"]),
@@ -152,10 +155,13 @@ def test_names_with_a_letter_missing_find_a_neighbour(name, data):
         assert "did you mean" in refusal(**{typo: 1})
 
 
-def test_averages_are_named_in_one_form_and_the_first_is_for_samples():
+def test_averages_are_named_in_one_form():
     assert make().ema == ("classic-0.999",)
-    spec = make(ema=["power-0.1", "classic-0.9"])
-    assert spec.ema == ("power-0.1", "classic-0.9")
+    spellings = ["power-.10", "classic-0.90", "halflife-5e5", "halflife-500000-ramp-0.050"]
+    names = ("power-0.1", "classic-0.9", "halflife-500000", "halflife-500000-ramp-0.05")
+    assert make(ema=spellings).ema == names
+    assert make(ema=spellings) == make(ema=names)
+    assert "ema names an average twice" in refusal(ema=["power-0.1", "power-0.10"])
 
 
 @pytest.mark.parametrize(
@@ -191,6 +197,7 @@ def test_members_are_specifications_of_their_own():
     assert members[0] == {"seed": 3, "width": 8} and members[1] == {"seed": 3, "width": 16}
     assert len(members) == 4
     own = spec.member(members[3])
+    assert type(own) is type(spec)
     assert (own.seed, own.width, own.sweep, own.table) == (4, 16, {}, {"nfe": (5,)})
     assert own == make(seed=4, width=16, table={"nfe": [5]})
     assert own.members() == [{}] and own.member({}) == own
