@@ -74,7 +74,8 @@ def save(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all; CheckpointError if the disk refuses."""
+    """Write one file, whole or not at all; CheckpointError if the disk refuses. What a killed
+    writer of this file has left is removed."""
     from safetensors.torch import save as to_bytes
 
     plain = {name: _plain(name, tensor) for name, tensor in tensors.items()}
@@ -82,6 +83,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) ->
     data = to_bytes(plain, {"info": text, "sha256": _digest(text, plain)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            left.unlink(missing_ok=True)
         atomic_write(path, data)
     except OSError as error:
         earlier = ", ".join(kept.name for kept in _files(path.parent)) or "none"
