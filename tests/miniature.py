@@ -1,9 +1,18 @@
 """A miniature of the repository: two methods with run notebooks and presets, small enough for
 tests. `counts` has integer data and state, `ladder` a sweep, a projection and two averages."""
 
+import ctypes
+import itertools
 import json
+import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import pytest
 
 MINIATURES = Path(__file__).parent / "miniatures"
 PARAMETERS = """\
@@ -67,7 +76,7 @@ def loss(net, batch, source):
     logits = net(seen).view(len(seen), 64, 17).transpose(1, 2)
     each = F.cross_entropy(logits, batch.x.flatten(1), reduction="none")
     dark = (each * (batch.x.flatten(1) == 0)).sum(1) / 32
-    return each.mean(1) + dual.value * dark, {"dark": dark}
+    return each.mean(1) + dual.value * dark, {"dark": dark, "hidden": hidden.flatten(1).sum(1)}
 
 
 task = runs.Task(net, loss, dataset, state={"dual": dual})
@@ -102,11 +111,13 @@ example = (torch.ones(1, 2), torch.ones(1))
     ("build",): """\
 from diffbook_lib import diffusion, runs
 
-edm = diffusion.EDM(**spec.arguments(diffusion.EDM))
+levels = diffusion.LogNormal(**spec.arguments(diffusion.LogNormal))
+edm = diffusion.EDM(spec.sigma_data, levels)
 
 
 def loss(net, batch, source):
-    return edm.loss(net, batch.x, source)
+    drawn = edm.draw(batch.x, source)
+    return edm.error(net, drawn), {"noisy": drawn.noisy.square().sum(1)}
 
 
 @torch.no_grad()
@@ -174,7 +185,11 @@ def write_notebook(folder: Path, method: str, middle: dict, train: str = TRAIN) 
         cell(train),
         cell(RECORD),
     ]
-    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     (folder / "nbs").mkdir(exist_ok=True)
     (folder / "nbs" / f"{method}.ipynb").write_text(json.dumps(notebook))
 
@@ -188,6 +203,109 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": f"{MINIATURES}:{library}",
         "OMP_NUM_THREADS": "1",
     }
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Path]:
+    """The miniatures in `root`, for this process and those that it starts."""
+    from diffbook_lib import specs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(root).items():
+            patch.setenv(name, value)
+        patch.setattr(specs, "__path__", [*specs.__path__, str(MINIATURES / "specs")])
+        yield write(root)
+
+
+def code(root: Path, method: str) -> list[str]:
+    """The source of every cell of a run notebook."""
+    notebook = json.loads((root / "nbs" / f"{method}.ipynb").read_text())
+    return ["".join(cell["source"]) for cell in notebook["cells"]]
+
+
+def replace(root: Path, method: str, old: str, new: str) -> None:
+    """Change a line of a run notebook's code."""
+    path = root / "nbs" / f"{method}.ipynb"
+    text, old, new = path.read_text(), *(json.dumps(part)[1:-1] for part in (old, new))
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new))
+
+
+def execute(root: Path, method: str, names: dict, **parameters) -> dict:
+    """The cells of a run notebook one after the other, as a kernel executes them; `names` are
+    its globals."""
+    for number, source in enumerate(code(root, method)):
+        exec(source, names)
+        if not number:
+            names.update(parameters)
+    return names
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["sklearn.datasets", "torch.utils.tensorboard", "accelerate", "diffbook_lib.runs.jobs"]
+)
+_numbers = itertools.count()
+
+
+def start(root: Path, *command, log: Path | None = None, **extra: str) -> BaseProcess:
+    """A process of its own session that has imported the library already. `command` is one of
+    the command line, or "notebook", METHOD and parameters: its cells without Jupyter."""
+    named = {**environment(root), **extra}
+    words = [part if isinstance(part, dict) else str(part) for part in command]
+    process = FORKS.Process(target=_run, args=(root, words, named, log or root / "log"))
+    process.start()
+    return process
+
+
+def start_two(root: Path, *command) -> list[BaseProcess]:
+    """Two processes of a stage, as torchrun would start them."""
+    common = {
+        "TORCHELASTIC_RUN_ID": f"{os.getpid()}-{next(_numbers)}",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",  # nobody listens there
+    }
+    return [
+        start(root, *command, log=root / f"log-{rank}", RANK=rank, LOCAL_RANK=rank, **common)
+        for rank in "01"
+    ]
+
+
+def finish(root: Path, *processes: BaseProcess, code: int = 0) -> str:
+    """Wait for processes; what the last one that wrote to root/log said."""
+    running = [*processes]
+    while running:
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.is_alive()]
+        if any(process.exitcode for process in processes):
+            for process in running:  # it may wait for the one that failed
+                process.kill()
+    said = "".join(path.read_text() for path in sorted(root.glob("log*")))
+    assert [process.exitcode for process in processes] == [code] * len(processes), said
+    return said
+
+
+def _run(root: Path, command: list, environment: dict[str, str], log: Path) -> None:
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, 9)  # killed with the tests
+    with log.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.environ.update(environment)
+    os.chdir(root)
+    import torch
+
+    from diffbook_lib import specs
+    from diffbook_lib.__main__ import main
+
+    specs.__path__ = [*specs.__path__, str(MINIATURES / "specs")]
+    torch.set_num_threads(1)
+    if command[0] == "notebook":
+        execute(root, command[1], {}, **command[2])
+    else:
+        main(command, prog_name="python -m diffbook_lib")
 
 
 def cell(source: str, *tags: str) -> dict:

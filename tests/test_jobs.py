@@ -1,3 +1,5 @@
+"""Starting runs: what is refused before anything starts, what a run leaves, what Slurm needs."""
+
 import json
 import os
 import pickle
@@ -9,186 +11,197 @@ import time
 import miniature
 import pytest
 import torch
-from diffbook_lib.jobs import RunFailed, Submission
-from diffbook_lib.presets import PresetError
-from diffbook_lib.records import SpecMismatch
 
-from diffbook_lib import checkpoint, jobs, presets, records
-
-SLOW = """\
-import time
-from diffbook_lib import train
-
-for last in train.train(net, loss, dataset, spec, run):
-    print("at step", last.step, flush=True)
-    time.sleep(0.1)
-"""
+from diffbook_lib.runs import checkpoint, folder, jobs, presets, records
+from diffbook_lib.runs.folder import SpecMismatch
+from diffbook_lib.runs.jobs import Submission
+from diffbook_lib.runs.launch import RunFailed
+from diffbook_lib.specs import SpecError
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    return miniature.write(tmp_path)
+def repository(tmp_path):
+    with miniature.opened(tmp_path) as root:
+        yield root
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A repository with the finished run cld tiny."""
-    folder = miniature.write(tmp_path_factory.mktemp("finished"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIFFBOOK_ROOT", str(folder))
-        jobs.run("cld", "tiny")
-    return folder
+    """A repository with the finished run counts tiny."""
+    with miniature.opened(tmp_path_factory.mktemp("finished")) as root:
+        jobs.run("counts", "tiny")
+        yield root
 
 
 def weights(run) -> dict[str, torch.Tensor]:
     return checkpoint.newest(run / "checkpoints").tensors
 
 
-def reference(folder, preset, **overrides) -> dict[str, torch.Tensor]:
+def reference(run, preset, **changes) -> dict[str, torch.Tensor]:
     """The tensors that the same run ends with, trained here without a notebook."""
-    spec = presets.resolve("cld", preset, overrides)
-    jobs.train_folder(records.start_run(folder, spec))
-    return weights(folder)
+    jobs.train_folder(folder.open_run(run, presets.resolve("counts", preset, changes)))
+    return weights(run)
 
 
-def assert_same(a, b, **tolerance):
+def assert_same(a, b):
     assert a.keys() == b.keys()
-    tolerance = tolerance or {"rtol": 0, "atol": 0}
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **tolerance)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def test_a_run_leaves_what_it_should(finished, monkeypatch):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(finished))
-    run = finished / "runs" / "cld-tiny"
-    assert records.read_record(run).spec == presets.resolve("cld", "tiny")
+def test_a_run_leaves_what_it_should(finished):
+    run = finished / "runs" / "counts-tiny"
+    assert records.read_record(run).spec == presets.resolve("counts", "tiny")
     assert (run / "metrics.jsonl").exists() and any((run / "checkpoints").iterdir())
+    assert len(list((run / "samples").rglob("*.safetensors"))) == 3
     executed = json.loads((run / "notebook.ipynb").read_text())
-    assert "weights are" in json.dumps(executed) and not (run / "notebook.partial.ipynb").exists()
+    assert "complete: 100%" in json.dumps(executed)
+    assert not (run / "notebook.partial.ipynb").exists()
     assert_same(weights(run), reference(finished / "again", "tiny"))
 
 
 def test_a_complete_run_says_so_and_starts_nothing(finished, monkeypatch, capsys):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(finished))
     monkeypatch.setattr(jobs, "_execute", None)
-    assert jobs.run("cld", "tiny") == finished / "runs" / "cld-tiny"
+    assert jobs.run("counts", "tiny") == finished / "runs" / "counts-tiny"
     assert "complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"method": "cdl"}, "did you mean 'cld'"),
+        ({"method": "conts"}, "did you mean 'counts'"),
         ({"preset": "tinny"}, "did you mean 'tiny'"),
         ({"preset": "../tiny"}, "refused"),
-        ({"overrides": {"stepz": 3}}, "did you mean 'steps'"),
-        ({"overrides": {"steps": -3}}, "steps is -3"),
-        ({"overrides": {"lr": "1e-3"}}, r"write 1\.0e-3"),
-        ({"overrides": {"batch": 0}}, "batch is 0"),
-        ({"overrides": {"preset": "small"}}, "stays 'tiny'"),
-        ({"overrides": {"out": "x"}}, "--out"),
-        ({"overrides": {"dataset": "mixtur9"}}, "did you mean 'mixture9'"),
-        ({"overrides": {"dataset": "digits", "batch": 5000}}, "batch is 5000, but digits has 1500"),
-        ({"processes": 3}, "processes is 3"),
+        ({"changes": {"stepz": 3}}, "did you mean 'steps'"),
+        ({"changes": {"width": 3}}, "unknown parameter 'width'"),
+        ({"changes": {"steps": -3}}, "steps is -3"),
+        ({"changes": {"lr": "1e-3"}}, r"write 1\.0e-3"),
+        ({"changes": {"batch": 0}}, "batch is 0"),
+        ({"changes": {"accumulate": 5}}, "batch is 12, which accumulate = 5 does not divide"),
+        ({"changes": {"preset": "long"}}, "preset is 'long'; it names the preset, here 'tiny'"),
+        ({"changes": {"out": "x"}}, "--out"),
+        ({"changes": {"dataset": "digitz"}}, "did you mean 'digits'"),
+        ({"processes": 5}, "processes is 5"),
         ({"processes": 0}, "processes is 0"),
         ({"where": "moon"}, "where is 'moon'"),
+        ({"method": "ladder", "changes": {"sweep": {"seeed": [1]}}}, "sweep names seeed"),
+        ({"method": "ladder", "changes": {"sweep": {"width": [8, 0]}}}, "sweep: width is 0"),
+        (
+            {"method": "ladder", "changes": {"sweep": {"batch": [12, 9]}}, "processes": 2},
+            "must divide the batch of 9",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_starts(repository, arguments, words):
     with pytest.raises(ValueError, match=words):
-        jobs.run(**{"method": "cld", "preset": "tiny", **arguments})
+        jobs.run(**{"method": "counts", "preset": "tiny", **arguments})
     assert not (repository / "runs").exists()
 
 
 def test_a_folder_with_another_run_is_refused(repository):
-    plan = jobs.prepare("cld", "tiny")
-    records.start_run(plan.folder, plan.spec)
+    plan = jobs.prepare("counts", "tiny")
+    folder.open_run(plan.folder, plan.spec)
     with pytest.raises(SpecMismatch, match="steps: 6 -> 7"):
-        jobs.run("cld", "tiny", {"steps": 7})
+        jobs.run("counts", "tiny", {"steps": 7})
+    folder.unlock(plan.folder)
 
 
 def test_a_failing_cell_is_named(repository):
-    (repository / "nbs" / "cld.ipynb").unlink()
-    presets_folder = repository / "nbs" / "presets"
-    presets_folder.rename(repository / "aside")
-    (repository / "nbs").rmdir()
-    miniature.write(repository, train="print('so far')\nraise ValueError('no data today')\n")
-    with pytest.raises(RunFailed, match=r"cell \d+ of cld\.ipynb failed .*no data today"):
-        jobs.run("cld", "tiny")
-    assert "so far" in (repository / "runs" / "cld-tiny" / "notebook.ipynb").read_text()
+    miniature.replace(
+        repository, "counts", miniature.TRAIN, "print('so far')\nraise ValueError('no data today')"
+    )
+    with pytest.raises(RunFailed, match=r"cell \d+ of counts\.ipynb failed .*no data today"):
+        jobs.run("counts", "tiny")
+    run = repository / "runs" / "counts-tiny"
+    assert "so far" in (run / "notebook.ipynb").read_text()
+    folder.open_run(run, presets.resolve("counts", "tiny"))  # nobody holds it any more
+    folder.unlock(run)
+
+
+def test_a_notebook_that_writes_no_record_has_failed(repository):
+    miniature.replace(repository, "counts", miniature.TRAIN, "members = []")
+    miniature.replace(repository, "counts", miniature.RECORD, "")
+    with pytest.raises(RunFailed, match=r"counts\.ipynb came to its end but wrote no record"):
+        jobs.run("counts", "tiny")
+
+
+def test_missing_data_is_said_before_anything_is_written(repository, monkeypatch):
+    miniature.replace(
+        repository,
+        "counts",
+        "dataset = data.training(spec).as_levels()",
+        "raise data.DataError('the archive is not there')",
+    )
+    monkeypatch.setattr(jobs, "_execute", None)
+    with pytest.raises(ValueError, match="the archive is not there"):
+        jobs.run("counts", "tiny")
+    assert not (repository / "runs").exists()
+
+
+def trees(process):
+    """A process and all that it started, kernels in sessions of their own among them."""
+    psutil = pytest.importorskip("psutil")
+    parent = psutil.Process(process.pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    miniature.write(tmp_path, train=SLOW)
-    command = [sys.executable, "-m", "diffbook_lib", "run", "cld", "small", "-p", "lr", "1e-2"]
-    run = tmp_path / "runs" / "cld-small"
-    process = subprocess.Popen(command)
-    while not list((run / "checkpoints").glob("*.safetensors")):
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)  # its kernel notices a moment later
-    process.wait()
-    assert not (run / "record.json").exists() and not (run / "notebook.ipynb").exists()
-    assert subprocess.run(command, check=False).returncode == 0
-    assert_same(weights(run), reference(tmp_path / "undisturbed", "small", lr=1e-2))
-
-
-def test_two_processes_train_what_one_does(repository, capsys):
-    spec = presets.resolve("cld", "tiny")
-    run = records.open_run(repository / "two", spec)
-    jobs.torchrun(run, 2)
-    assert "samples/s" in capsys.readouterr().out
-    alone = reference(repository / "one", "tiny")
-    assert_same(weights(run), alone, rtol=1e-4, atol=1e-6)
-
-
-def test_failing_processes_are_reported(repository, capsys):
-    with pytest.raises(RunFailed, match=r"no spec\.json"):
-        jobs.torchrun(repository, 2)
+def test_a_killed_notebook_continues_to_the_same_bits(repository):
+    """Papermill alone is killed, then all its processes at once."""
+    command = [sys.executable, "-m", "diffbook_lib", "run", "counts", "long", "-p", "lr", "1e-2"]
+    run, environment = repository / "runs" / "counts-long", miniature.environment(repository)
+    for wanted, everyone in ((40, False), (100, True)):
+        process = subprocess.Popen(command, env=environment, cwd=repository)
+        while not any(int(p.stem) >= wanted * 12 for p in run.glob("checkpoints/*.safetensors")):
+            time.sleep(0.01)
+            assert process.poll() is None
+        for one in trees(process) if everyone else [process]:
+            one.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (run / "record.json").exists() and not (run / "notebook.ipynb").exists()
+    subprocess.run(command, env=environment, cwd=repository, check=True)
+    assert records.is_complete(run, presets.resolve("counts", "long", {"lr": 1e-2}))
+    assert_same(weights(run), reference(repository / "undisturbed", "long", lr=1e-2))
 
 
 def test_build_needs_the_cells_it_looks_for(repository):
-    with pytest.raises(PresetError, match="no cell tagged 'sampling'"):
-        presets.build(presets.resolve("cld", "tiny"), "sampling")
-    notebook = repository / "nbs" / "cld.ipynb"
-    notebook.write_text(notebook.read_text().replace("def loss(", "def loss_function("))
-    run = records.start_run("", presets.resolve("cld", "tiny"))
-    with pytest.raises(PresetError, match="define no loss"):
+    miniature.replace(repository, "counts", "task = runs.Task(", "job = runs.Task(")
+    run = folder.open_run("", presets.resolve("counts", "tiny"))
+    with pytest.raises(SpecError, match="define no task"):
         jobs.train_folder(run)
+    folder.unlock(run)
 
 
-def test_training_needs_no_notebook_packages(repository):
-    run = records.start_run("", presets.resolve("cld", "tiny"))
-    blocked = "papermill", "nbformat", "nbclient", "IPython", "jupyter_client"
+def test_training_and_sampling_need_no_notebook_packages(repository):
+    run = folder.open_run("", presets.resolve("counts", "tiny"))
+    folder.unlock(run)
+    blocked = "papermill", "nbformat", "nbclient", "IPython", "jupyter_client", "matplotlib"
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}));"
-        f"from diffbook_lib import jobs; jobs.train_folder({str(run)!r})"
+        f"from diffbook_lib.runs import jobs;"
+        f"jobs.train_folder({str(run)!r}); jobs.sample_folder({str(run)!r})"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
-    assert checkpoint.newest(run / "checkpoints").samples == 48
+    environment = miniature.environment(repository)
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert checkpoint.newest(run / "checkpoints").samples == 72
+    assert len(list((run / "samples").rglob("*.safetensors"))) == 3
 
 
 def test_a_submission_travels_and_comes_back_as_itself():
     pytest.importorskip("submitit")
-    submission = Submission("cld", "tiny", {"steps": 9}, "/tmp/x", 2)
+    submission = Submission("counts", "tiny", {"steps": 9}, "/tmp/x", 2)
     copy = pickle.loads(pickle.dumps(submission))
     assert copy == submission and copy.checkpoint().function == submission
 
 
 @pytest.mark.slow
-def test_a_submitted_run_is_requeued_at_its_time_limit(tmp_path, monkeypatch):
+def test_a_submitted_run_is_requeued_at_its_time_limit(repository):
     pytest.importorskip("submitit")
     psutil = pytest.importorskip("psutil")
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    miniature.write(tmp_path, train=SLOW)
-    plan = jobs.prepare("cld", "small")
-    job = jobs.submit(Submission("cld", "small", {}, str(plan.folder)), cluster="local")
-    end = time.monotonic() + 60
-    while not list((plan.folder / "checkpoints").glob("*.safetensors")):
-        assert time.monotonic() < end, job.stderr()
+    changes = {"steps": 3000}
+    plan = jobs.prepare("counts", "long", changes)
+    job = jobs.submit(Submission("counts", "long", changes, str(plan.folder)), cluster="local")
+    while not list((plan.folder / "checkpoints").glob("*[1-9]*.safetensors")):
+        assert job._process.poll() is None, job.stderr()
         time.sleep(0.1)
     for task in psutil.Process(job._process.pid).children():
         task.send_signal(signal.SIGUSR2)  # what Slurm sends before the limit

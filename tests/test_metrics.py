@@ -243,7 +243,7 @@ def test_unknown_and_unlabelled_data_have_no_classifier(small):
     with pytest.raises(ValueError, match="digits, mnist, fashion-mnist"):
         metrics.classifier("cifar10")
     train, test, recipe = small
-    unlabelled = data.ArrayDataset(train.images, None, levels=17, name="bare")
+    unlabelled = data.ArrayDataset(train.examples, None, levels=17, name="bare")
     with pytest.raises(ValueError, match="'bare' has no labels"):
         metrics.cached_classifier(unlabelled, test, recipe)
 

@@ -109,7 +109,7 @@ def test_text_and_sound_have_no_judge():
 
 
 def test_grey_images_without_a_recipe_have_no_judge(train):
-    grey = data.ArrayDataset(train.images, None, levels=17, name="grey")
+    grey = data.ArrayDataset(train.examples, None, levels=17, name="grey")
     with pytest.raises(Refused, match="3 colour channels, not 1"):
         Judge.of(grey)
 

@@ -72,7 +72,8 @@ def save(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all; CheckpointError if the disk refuses."""
+    """Write one file, whole or not at all; CheckpointError if the disk refuses. What a killed
+    writer of this file has left is removed."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
@@ -81,6 +82,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) ->
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            left.unlink(missing_ok=True)
         files.write_tensors(path, tensors, info)
     except OSError as error:
         earlier = ", ".join(kept.name for kept in _files(path.parent)) or "none"
