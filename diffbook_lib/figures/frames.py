@@ -11,7 +11,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffbook_lib.figures.picture import STYLE, img, in_page
+from diffbook_lib.figures.picture import STYLE, img, in_page, png
 
 Frame = Callable[[int], str]  # the HTML of the frame of this index
 LIMIT = 600_000  # bytes of one moving figure on the page; a whole page may weigh 3 MB
@@ -58,7 +58,7 @@ def moving(
         with plt.rc_context(STYLE):
             figure = Figure(figsize=size)
             draw(figure.subplots(*panels), values[index])
-            return img(figure, describe(values[index]), hidden=in_page() and index != start)
+            return img(png(figure), describe(values[index]), hidden=in_page() and index != start)
 
     if in_page():
         display(HTML(_frozen(name, label, texts, start, interval, frame)))

@@ -64,54 +64,56 @@ def show(figure: Figure | None = None, *, alt: str, caption: str = "") -> None:
     """
     figure = plt.gcf() if figure is None else figure
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    block = f'<figure class="diffbook-figure" style="margin:0">{img(figure, alt)}{below}'
-    plt.close(figure)
-    display(HTML(block + "</figure>"))
+    _display(figure, img(png(figure), alt) + below)
 
 
 def save(figure: Figure, path: Path, alt: str) -> None:
-    """Writes a figure as PNG, making the folder, and displays it as `show` does.
+    """Writes a figure as PNG, making the folder, displays that picture and closes the figure.
 
     ValueError without an alternative text, and then nothing is written.
     """
-    _require(alt)
+    drawn = png(figure)
+    shown = img(drawn, alt)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, png(figure))
-    show(figure, alt=alt)
+    atomic_write(path, drawn)
+    _display(figure, shown)
 
 
-def img(figure: Figure, alt: str, *, hidden: bool = False) -> str:
-    """The figure as an <img> that carries its own data and never grows wider than the page.
-
-    Raises ValueError for an empty alternative text.
-    """
-    _require(alt)
-    data = base64.b64encode(webp(figure)).decode()
-    width = round(figure.get_figwidth() * CSS_PIXELS_PER_INCH)
-    return (
-        f'<img class="diffbook-picture" src="data:image/webp;base64,{data}" width="{width}" '
-        f'alt="{html.escape(alt)}" style="max-width:100%;height:auto;background:none"'
-        f"{' hidden' if hidden else ''}>"
-    )
-
-
-def _require(alt: str) -> None:
-    if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence or two what the picture shows")
+def _display(figure: Figure, content: str) -> None:
+    plt.close(figure)
+    display(HTML(f'<figure class="diffbook-figure" style="margin:0">{content}</figure>'))
 
 
 def png(figure: Figure) -> bytes:
-    """The figure's pixels in the book's style, on a transparent ground."""
+    """The figure drawn in the book's style, on a transparent ground. Drawn once: what a layout
+    makes of a figure can differ the second time."""
     drawn = io.BytesIO()
     with plt.rc_context(STYLE):
         figure.savefig(drawn, format="png")
     return drawn.getvalue()
 
 
-def webp(figure: Figure) -> bytes:
-    """The figure's pixels, colours rounded to 4 of 255 levels and half-transparent ones to 16:
+def img(drawn: bytes, alt: str, *, hidden: bool = False) -> str:
+    """A drawn figure as an <img> that carries its own data and never grows wider than the page.
+
+    Raises ValueError for an empty alternative text.
+    """
+    if not alt.strip():
+        raise ValueError("alt is empty; say in a sentence or two what the picture shows")
+    data = base64.b64encode(webp(drawn)).decode()
+    inches = Image.open(io.BytesIO(drawn)).width / STYLE["savefig.dpi"]
+    return (
+        f'<img class="diffbook-picture" src="data:image/webp;base64,{data}" '
+        f'width="{round(inches * CSS_PIXELS_PER_INCH)}" '
+        f'alt="{html.escape(alt)}" style="max-width:100%;height:auto;background:none"'
+        f"{' hidden' if hidden else ''}>"
+    )
+
+
+def webp(drawn: bytes) -> bytes:
+    """A drawn figure with colours rounded to 4 of 255 levels and half-transparent ones to 16:
     nothing to see, a third to a half of the bytes."""
-    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGBA")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("RGBA")).astype(int)
     step = np.where(pixels[..., 3:] == 255, 4, 16)
     rounded = np.minimum((pixels + step // 2) // step * step, 255).astype(np.uint8)
     packed = io.BytesIO()
