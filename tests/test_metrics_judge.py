@@ -163,7 +163,7 @@ def test_ones_own_images_are_judged_by_pixels_where_there_is_no_inception(monkey
     """Said in a warning; data of the catalogue are refused instead."""
 
     def missing(device):
-        raise judge.InceptionMissing("no package")
+        raise metrics.InceptionMissing("no package")
 
     monkeypatch.setattr(judge, "inception", missing)
     levels = torch.randint(256, (60, 3, 4, 4), dtype=torch.uint8)
@@ -175,5 +175,5 @@ def test_ones_own_images_are_judged_by_pixels_where_there_is_no_inception(monkey
     assert distance.name == "Sliced Wasserstein distance of pixels" and distance.floor > 0
     assert found.grade(own[:].x)[0].value == 0
     assert found.copies(levels[:20])[0].value == 0
-    with pytest.raises(judge.InceptionMissing):
+    with pytest.raises(metrics.InceptionMissing):
         metrics.Judge.of(data.ArrayDataset(levels, name="cifar10", kind="images"))

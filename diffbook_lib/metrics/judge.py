@@ -29,7 +29,6 @@ from diffbook_lib.metrics.frechet import Features, FrechetDistance
 from diffbook_lib.metrics.inception_v3 import (
     FLOPS,
     WEIGHTS,
-    InceptionMissing,
     check_colour,
     inception,
 )

@@ -27,7 +27,7 @@ from diffbook_lib.errors import Refused
 from diffbook_lib.metrics import Measurement
 from diffbook_lib.specs import RunSpec
 
-LIBRARIES = ("torch", "numpy", "accelerate", "safetensors", "torchdiffeq", "torchmetrics")
+LIBRARIES = ("torch", "numpy", "accelerate", "safetensors", "torchdiffeq", "torch-fidelity")
 
 
 class RecordError(Refused):
