@@ -199,10 +199,9 @@ def mixture_calls(
     process, data = cld.CLD(), exact.GaussianMixture.grid()
     inside = -math.expm1(-(3**2) / 2)  # a radius of 0.12 is three standard deviations
     for calls in (10, 15, 20, 25, 30, 40, 50, 70, 100, 150, 200):
-        source = rng.generator(0, "nine modes")
-        draw = lambda i: rng.normal((n, 2), source)  # noqa: B023
-        times = cld.time_grid(calls + 1)
-        x = cld.sample(process, process.exact_score(data), times, draw, sampler).x
+        start = cld.State(*(rng.start_noise(0, range(n), (2,), part) for part in "xv"))
+        noise, times = rng.step_noise(0, "nine modes", range(n), (2,)), cld.time_grid(calls + 1)
+        x = cld.sample(process, process.exact_score(data), times, start, noise, sampler).x
         found = metrics.in_mode(x, data.means, floor_draws=0).value
         error = metrics.mode_weight_error(x, data.means, floor_draws=0).value
         if error < weight and abs(found - inside) < share:

@@ -1,8 +1,8 @@
 """Averages of a network's weights over the course of training.
 
-All follow average <- beta average + (1 - beta) weights after step t = 1, 2, ...; a profile says
-beta, and `profile` finds one by its name, such as "classic-0.999", "power-0.1",
-"halflife-500000" or "halflife-500000-ramp-0.05".
+All follow average <- beta average + (1 - beta) weights after step t = 1, 2, ...; a
+profile says beta, and `profile` finds one by its name, such as "classic-0.999",
+"power-0.1", "halflife-500000" or "halflife-500000-ramp-0.05".
 """
 
 import math
@@ -27,13 +27,14 @@ class Profile(Protocol):
         """The text by which `profile` finds it."""
 
     def beta(self, step: int, batch: int) -> float:
-        """The share of the old average that update number step = 1, 2, ... keeps; `batch` images
-        a step."""
+        """The share of the old average that update number step = 1, 2, ... keeps;
+        `batch` images a step."""
 
 
 @dataclass(frozen=True)
 class Classic:
-    """beta = min(decay, (1 + t) / (10 + t)): an exponential profile, short at first."""
+    """beta = min(decay, (1 + t) / (10 + t)): an exponential profile, short at
+    first."""
 
     decay: float
 
@@ -51,9 +52,9 @@ class Classic:
 
 @dataclass(frozen=True)
 class Power:
-    """beta = (1 - 1/t)^(gamma + 1): step t weighs t^gamma, so that the width of the profile is
-    the constant fraction sigma_rel of the training time so far (Karras et al. 2024,
-    arXiv:2312.02696, Eqs. 121-127)."""
+    """beta = (1 - 1/t)^(gamma + 1): step t weighs t^gamma, so that the width of the
+    profile is the constant fraction sigma_rel of the training time so far (Karras et
+    al. 2024, arXiv:2312.02696, Eqs. 121-127)."""
 
     sigma_rel: float
 
@@ -70,8 +71,9 @@ class Power:
 
 @dataclass(frozen=True)
 class HalfLife:
-    """beta = 0.5^(batch / h): what is h images old weighs half. With a ramp, h is at most `ramp`
-    times the images seen before the step (the released code of Karras et al. 2022)."""
+    """beta = 0.5^(batch / h): what is h images old weighs half. With a ramp, h is at
+    most `ramp` times the images seen before the step (the released code of Karras et
+    al. 2022)."""
 
     images: float
     ramp: float | None = None
@@ -94,8 +96,8 @@ class HalfLife:
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name. Raises ValueError for a text that is none, or a number outside
-    its range."""
+    """The profile of that name. Raises ValueError for a text that is none, or a
+    number outside its range."""
     if found := re.fullmatch(f"classic-{NUMBER}", name):
         return Classic(float(found[1]))
     if found := re.fullmatch(f"power-{NUMBER}", name):
@@ -111,9 +113,9 @@ def profile(name: str) -> Profile:
 
 @cache
 def power_exponent(sigma_rel: float) -> float:
-    """The exponent gamma >= 0 whose profile t^gamma on [0, T] has standard deviation sigma_rel T,
-    found by bisection to float64 accuracy: `power_width` falls with gamma, and stays below
-    1 / (gamma + 2)."""
+    """The exponent gamma >= 0 whose profile t^gamma on [0, T] has standard deviation
+    sigma_rel T, found by bisection to float64 accuracy: `power_width` falls with
+    gamma, and stays below 1 / (gamma + 2)."""
     if not 0 < sigma_rel < WIDEST:
         raise ValueError(
             f"sigma_rel is {sigma_rel}; it must lie between 0 and {WIDEST:.4f} (the uniform "
@@ -131,7 +133,8 @@ def power_width(gamma: float) -> float:
 
 
 class EMA:
-    """The average of a network's weights, float32; its buffers are copied, not averaged.
+    """The average of a network's weights, float32; its buffers are copied, not
+    averaged.
 
     `batch`: the images of a step, over all processes.
     """
@@ -164,7 +167,8 @@ class EMA:
             b.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages and buffers under their names in the network, and the number of updates."""
+        """The averages and buffers under their names in the network, and the number
+        of updates."""
         own = self.parameters | self.buffers
         return own | {"updates": torch.tensor(self.updates)}
 

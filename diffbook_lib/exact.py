@@ -1,9 +1,10 @@
 """Small worlds with known answers, in float64: the oracles of all chapters.
 
 Each world holds a density p on R^d. Noise of standard deviation sigma turns it into
-p_sigma = p * N(0, sigma^2 I); density, score and posterior mean of the clean point are closed
-forms. A world is itself a denoiser: `world(x, sigma)` is the posterior mean in the shape and type
-of x, so a sampler takes a world wherever it takes a network.
+p_sigma = p * N(0, sigma^2 I); density, score and posterior mean of the clean point
+are closed forms. A world is itself a denoiser: `world(x, sigma)` is the posterior
+mean in the shape and type of x, so a sampler takes a world wherever it takes a
+network.
 """
 
 import math
@@ -26,8 +27,8 @@ class World:
         raise NotImplementedError
 
     def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
-        """P(noisy point <= x) of a one-dimensional world, x (n, 1); P(noisy point >= x) where
-        `side` is -1. Small values are right to the last digits."""
+        """P(noisy point <= x) of a one-dimensional world, x (n, 1); P(noisy point >=
+        x) where `side` is -1. Small values are right to the last digits."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor, sigma: Level, label: Tensor | None = None) -> Tensor:
@@ -40,11 +41,12 @@ class World:
         return (self.posterior_mean(x, sigma) - x) / _column(sigma, x) ** 2
 
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:
-        """Where the probability-flow ODE takes x (n, 1) from noise level `start` to `end`.
+        """Where the probability-flow ODE takes x (n, 1) from noise level `start` to
+        `end`.
 
-        In one dimension the flow cannot change the order of points, so it matches quantiles:
-        P_end(flow(x)) = P_start(x). Solved by bisection to float64 accuracy.
-        Raises ValueError in more dimensions, where no closed form is known.
+        In one dimension the flow cannot change the order of points, so it matches
+        quantiles: P_end(flow(x)) = P_start(x). Solved by bisection to float64
+        accuracy. Raises ValueError in more dimensions, where no closed form is known.
         """
         if self.dim != 1:
             raise ValueError(
@@ -58,7 +60,10 @@ class World:
         for _ in range(80):
             middle = (low + high) / 2
             below = (self.cdf(middle, end, side) < tail) == (side > 0)
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            low, high = (
+                torch.where(below, middle, low),
+                torch.where(below, high, middle),
+            )
         return (low + high) / 2
 
 
@@ -94,8 +99,8 @@ class GaussianMixture(World):
 
     @classmethod
     def grid(cls, std: float = 0.04) -> "GaussianMixture":
-        """The nine modes of the CLD paper's toy: a 3×3 grid turned by 45 degrees, its corners
-        at distance 0.71 from the middle."""
+        """The nine modes of the CLD paper's toy: a 3×3 grid turned by 45 degrees, its
+        corners at distance 0.71 from the middle."""
         a = math.sqrt(0.5)
         steps = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).double()
         turned = torch.stack([steps[:, 0] + steps[:, 1], steps[:, 0] - steps[:, 1]], dim=1)
@@ -113,7 +118,8 @@ class GaussianMixture(World):
         return self._log_joint(*self._coordinates(x, sigma)).logsumexp(dim=1)
 
     def score(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
-        """grad log p_sigma(x) (n, d): also at sigma = 0, where the posterior mean says nothing."""
+        """grad log p_sigma(x) (n, d): also at sigma = 0, where the posterior mean
+        says nothing."""
         along, variance = self._coordinates(x, sigma)
         share = self._log_joint(along, variance).softmax(dim=1)  # P(mode | x), (n, K)
         return -torch.einsum("nk,kij,nkj->ni", share, self._axes, along / variance)
@@ -129,8 +135,8 @@ class GaussianMixture(World):
         return (_normal_cdf(side * (x - self.means[:, 0]) / std) * self.weights).sum(-1, True)
 
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:
-        """As `World.flow`; with a single mode in any dimension, where each principal axis is
-        scaled by the ratio of its standard deviations."""
+        """As `World.flow`; with a single mode in any dimension, where each principal
+        axis is scaled by the ratio of its standard deviations."""
         if len(self.means) > 1:
             return super().flow(x, start, end)
         ratio = ((self._variances[0] + end**2) / (self._variances[0] + start**2)).sqrt()
@@ -139,7 +145,8 @@ class GaussianMixture(World):
         return self.means + moved
 
     def _coordinates(self, x: Tensor, sigma: Level) -> tuple[Tensor, Tensor]:
-        """x seen from each mode along its principal axes, and the variances there: (n, K, d)."""
+        """x seen from each mode along its principal axes, and the variances there:
+        (n, K, d)."""
         x = x.double()
         along = torch.einsum("nki,kij->nkj", x[:, None] - self.means, self._axes)
         return along, self._variances + _column(sigma, x)[:, :, None] ** 2
@@ -158,12 +165,12 @@ class Gaussian(GaussianMixture):
 
 
 class FiniteData(World):
-    """The empirical distribution of N points (N, ...), equal weights: what a network that fits
-    its training set perfectly would learn.
+    """The empirical distribution of N points (N, ...), equal weights: what a network
+    that fits its training set perfectly would learn.
 
-    The points stay as they are, also in type and device; what is needed of them goes to the
-    device of x in chunks. dtype: of the products in `posterior_mean`, whose exponents are right
-    to about eps |x| |point| / sigma^2, eps the rounding of dtype.
+    The points stay as they are, also in type and device; what is needed of them goes
+    to the device of x in chunks. dtype: of the products in `posterior_mean`, whose
+    exponents are right to about eps |x| |point| / sigma^2, eps the rounding of dtype.
     """
 
     def __init__(self, points: Tensor, dtype: torch.dtype = torch.float64) -> None:
@@ -176,14 +183,15 @@ class FiniteData(World):
             rest = rest[len(part) :]
 
     def _chunks(self, dtype: torch.dtype, device: torch.device, n: int) -> Iterator[Tensor]:
-        """The points in chunks (c, d) that have no more than `CHUNK` numbers, nor pairs with n
-        others."""
+        """The points in chunks (c, d) that have no more than `CHUNK` numbers, nor
+        pairs with n others."""
         rows = max(1, CHUNK // max(self.dim, n))
         for first in range(0, len(self.points), rows):
             yield self.points[first : first + rows].to(device, dtype)
 
     def log_density(self, x: Tensor, sigma: Level) -> Tensor:
-        """log p_sigma(x) (n,), sigma > 0. From differences, not products: for small sigma too."""
+        """log p_sigma(x) (n,), sigma > 0. From differences, not products: for small
+        sigma too."""
         x = x.double()
         variance = _column(sigma, x) ** 2  # (n, 1) or (1, 1)
         found = torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
@@ -194,9 +202,10 @@ class FiniteData(World):
         return found - normaliser - math.log(len(self.points))
 
     def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
-        """Each data point weighted by its probability given x. The term |x|^2, equal for all
-        data points, is left out: what remains is a matrix product. The largest exponent so far
-        is taken out of the sums, which shrink when a chunk has a larger one."""
+        """Each data point weighted by its probability given x. The term |x|^2, equal
+        for all data points, is left out: what remains is a matrix product. The
+        largest exponent so far is taken out of the sums, which shrink when a chunk
+        has a larger one."""
         x, variance = x.to(self.dtype), (_column(sigma, x) ** 2).to(self.dtype)
         top = torch.full((len(x), 1), -math.inf, dtype=self.dtype, device=x.device)
         total, mean = torch.zeros_like(top), torch.zeros_like(x)
@@ -223,8 +232,8 @@ class FiniteData(World):
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
-    """The standard normal distribution function, with the relative accuracy in the lower tail
-    that torch.special.ndtr lacks."""
+    """The standard normal distribution function, with the relative accuracy in the
+    lower tail that torch.special.ndtr lacks."""
     log_tail: Tensor = torch.special.log_ndtr(z)
     return log_tail.exp()
 

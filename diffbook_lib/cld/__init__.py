@@ -1,8 +1,9 @@
-"""Critically-damped Langevin diffusion: the chapter `book/cld.ipynb` derives what stands here.
+"""Critically-damped Langevin diffusion: the chapter `book/cld.ipynb` derives what
+stands here.
 
-process: the forward process and its closed forms. objective: what the network learns. samplers:
-the way back. likelihood: the bound on log p. smoothness: how hard the score is to represent. The
-same without a velocity, for comparison, is `diffusion.VPSDE`.
+process: the forward process and its closed forms. objective: what the network learns.
+samplers: the way back. likelihood: the bound on log p. smoothness: how hard the score
+is to represent. The same without a velocity, for comparison, is `diffusion.VPSDE`.
 """
 
 from diffbook_lib.cld.likelihood import (

@@ -12,7 +12,8 @@ from diffbook_lib.samplers import CountCalls, divergence
 
 
 class Likelihood(NamedTuple):
-    """log density (batch,) in nats, the state at t = 1 it was traced to, network calls."""
+    """log density (batch,) in nats, the state at t = 1 it was traced to, network
+    calls."""
 
     log_density: Tensor
     state: State
@@ -28,12 +29,12 @@ def log_density(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Likelihood:
-    """log p(x_0, v_0) of the model: along the probability-flow ODE from t = eps to 1 the log
-    density changes by the drift's divergence.
+    """log p(x_0, v_0) of the model: along the probability-flow ODE from t = eps to 1
+    the log density changes by the drift's divergence.
 
-    The drift of x does not depend on x, so only the velocities contribute. `probes`, random signs
-    (k, *v.shape) as `samplers.rademacher` makes them, give Hutchinson's estimate; None the exact
-    trace, one backward pass a dimension.
+    The drift of x does not depend on x, so only the velocities contribute. `probes`,
+    random signs (k, *v.shape) as `samplers.rademacher` makes them, give Hutchinson's
+    estimate; None the exact trace, one backward pass a dimension.
     """
     from torchdiffeq import odeint
 
@@ -58,8 +59,9 @@ def log_density(
 
 
 def position_bound(process: Langevin, joint: Tensor, dims: int) -> Tensor:
-    """The released code's bound on log p(x_0) from log p(x_0, v_0) with v_0 ~ N(0, gamma M I):
-    log p(x_0) >= E log p(x_0, v_0) + H(v_0), H the entropy of that Gaussian in `dims` dimensions.
+    """The released code's bound on log p(x_0) from log p(x_0, v_0) with v_0 ~ N(0,
+    gamma M I): log p(x_0) >= E log p(x_0, v_0) + H(v_0), H the entropy of that
+    Gaussian in `dims` dimensions.
     """
     return joint + dims / 2 * (1 + math.log(2 * math.pi * process.gamma * process.M))
 
@@ -73,11 +75,12 @@ def log_likelihood_bound(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Likelihood:
-    """A lower bound on log p(x_0) (batch,), in expectation over v_0, drawn once an image from
-    `noise`, standard normal numbers of the shape of x_0.
+    """A lower bound on log p(x_0) (batch,), in expectation over v_0, drawn once an
+    image from `noise`, standard normal numbers of the shape of x_0.
 
     The estimate is log p(x_0, v_0) - log N(v_0; 0, gamma M I): its mean is that of
-    `position_bound`, without the scatter of the second term, which cancels in the first.
+    `position_bound`, without the scatter of the second term, which cancels in the
+    first.
     """
     variance = process.gamma * process.M
     start = State(x0, math.sqrt(variance) * noise)

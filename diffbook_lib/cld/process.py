@@ -1,14 +1,15 @@
 """Critically-damped Langevin diffusion (Dockhorn, Vahdat and Kreis, ICLR 2022).
 
-The state is a pair (x, v): position, the data, and velocity, one number per coordinate. Noise
-enters v only and reaches x through the coupling. With B(t) the integral of beta, the forward
-process is
+The state is a pair (x, v): position, the data, and velocity, one number per
+coordinate. Noise enters v only and reaches x through the coupling. With B(t) the
+integral of beta, the forward process is
 
     dx =  v / M beta dt
     dv = -x beta dt - Gamma / M v beta dt + sqrt(2 Gamma beta) dw
 
-which is one and the same 2x2 linear problem for every coordinate. Time runs from 0 (data) to 1
-(prior). Coefficients are float64; only what meets a network is cast to the type of the images.
+which is one and the same 2x2 linear problem for every coordinate. Time runs from 0
+(data) to 1 (prior). Coefficients are float64; only what meets a network is cast to
+the type of the images.
 """
 
 import math
@@ -68,8 +69,9 @@ _NODES, _WEIGHTS = torch.from_numpy(_points + 1) / 2, torch.from_numpy(_weights)
 class Langevin:
     """The process for any damping; the fields carry the paper's symbols.
 
-    M: mass. Gamma: friction, None for critical damping, 2 sqrt(M). beta(t) = beta0 + beta1 t.
-    gamma: Var(v_0) / M. eps_num: added to both variances of the perturbation kernel.
+    M: mass. Gamma: friction, None for critical damping, 2 sqrt(M). beta(t) = beta0 +
+    beta1 t. gamma: Var(v_0) / M. eps_num: added to both variances of the perturbation
+    kernel.
     """
 
     M: float = 0.25
@@ -108,19 +110,23 @@ class Langevin:
     # The linear part: flow and covariance.
 
     def flow(self, B: Tensor, sign: float = 1.0) -> Flow:
-        """exp(A B) with A = [[0, 1/M], [-1, -Gamma/M]] for any damping (paper Appendix B.1 for
-        the critical case). `sign=-1` reverses the coupling of x and v, as the sampler needs.
+        """exp(A B) with A = [[0, 1/M], [-1, -Gamma/M]] for any damping (paper
+        Appendix B.1 for the critical case). `sign=-1` reverses the coupling of x and
+        v, as the sampler needs.
 
         With m = -Gamma/(2M) and d = m^2 - 1/M the eigenvalues are m +- sqrt(d), and
-        exp(A B) = c I + s (A - m I), where c and s are e^(mB) times cosh(sqrt(d) B) and
-        sinh(sqrt(d) B) / sqrt(d): cosine and sine when d < 0, 1 and B when d = 0.
+        exp(A B) = c I + s (A - m I), where c and s are e^(mB) times cosh(sqrt(d) B)
+        and sinh(sqrt(d) B) / sqrt(d): cosine and sine when d < 0, 1 and B when d = 0.
         """
         m = -self.friction / (2 * self.M)
         d = 0.0 if self.Gamma is None else m**2 - 1 / self.M
         root = math.sqrt(abs(d))
         if d > 0:  # two real rates, product 1/M: the slower one from the faster, not by subtraction
             slow, gap = torch.exp(B / (self.M * (m - root))), -2 * root * B
-            c, s = slow * (1 + torch.exp(gap)) / 2, -slow * torch.expm1(gap) / (2 * root)
+            c, s = (
+                slow * (1 + torch.exp(gap)) / 2,
+                -slow * torch.expm1(gap) / (2 * root),
+            )
         else:
             c = torch.exp(m * B)
             s = c * B
@@ -133,9 +139,10 @@ class Langevin:
         """What the noise alone has added after B: the integral over s in [0, B] of
         2 Gamma f(s) f(s)^T, f the second column of the flow.
 
-        For large B it is S - F S F^T with S = diag(1, M) the stationary covariance. For small B
-        that difference cancels (the x variance is of order B^3), so there we integrate: a sum of
-        positive terms, right to the last digits. F: the flow over B, if it is at hand.
+        For large B it is S - F S F^T with S = diag(1, M) the stationary covariance.
+        For small B that difference cancels (the x variance is of order B^3), so there
+        we integrate: a sum of positive terms, right to the last digits. F: the flow
+        over B, if it is at hand.
         """
         F = F or self.flow(B, sign)
         rates = self.friction / self.M + 1 / math.sqrt(self.M)
@@ -150,10 +157,11 @@ class Langevin:
         )
 
     def covariance(self, t: Time, var_x: float = 0.0, var_v: float | None = None) -> Covariance:
-        """Sigma_t (paper Appendix B.1) when the state starts with variances var_x and var_v.
+        """Sigma_t (paper Appendix B.1) when the state starts with variances var_x and
+        var_v.
 
-        The defaults, 0 and gamma M, give the kernel of hybrid score matching, p(x_t, v_t | x_0).
-        eps_num is included. t (batch,), entries float64 (batch,).
+        The defaults, 0 and gamma M, give the kernel of hybrid score matching, p(x_t,
+        v_t | x_0). eps_num is included. t (batch,), entries float64 (batch,).
         """
         var_v = self.gamma * self.M if var_v is None else var_v
         B = self.B(t)
@@ -173,7 +181,8 @@ class Langevin:
     # Going back.
 
     def prior(self, noise: State) -> State:
-        """A draw of the stationary law N(0, I) x N(0, M I) from standard normal numbers."""
+        """A draw of the stationary law N(0, I) x N(0, M I) from standard normal
+        numbers."""
         return State(noise.x, math.sqrt(self.M) * noise.v)
 
     def prior_log_density(self, state: State) -> State:
@@ -181,10 +190,13 @@ class Langevin:
         return State(normal_log_density(state.x, 1.0), normal_log_density(state.v, self.M))
 
     def marginal(self, data: exact.GaussianMixture, t: float) -> exact.GaussianMixture:
-        """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d dimensions,
-        x first."""
+        """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d
+        dimensions, x first."""
         B = self.B(t)
-        flow, added = torch.stack([*self.flow(B)]).reshape(2, 2), self.noise_covariance(B)
+        flow, added = (
+            torch.stack([*self.flow(B)]).reshape(2, 2),
+            self.noise_covariance(B),
+        )
         noise = torch.stack([added.xx, added.xv, added.xv, added.vv]).reshape(2, 2)
         eye = torch.eye(data.dim, dtype=torch.float64)
         flow, noise = torch.kron(flow, eye), torch.kron(noise, eye)
@@ -207,9 +219,9 @@ class Langevin:
         return score
 
     def reverse_drift(self, score: Score, state: State, t: Tensor, ode: bool = False) -> State:
-        """Drift of the reverse SDE in reverse time: dx = -v/M beta,
-        dv = (x + Gamma v / M + 2 Gamma score) beta. The probability-flow ODE has the same
-        marginals with half the score and no noise."""
+        """Drift of the reverse SDE in reverse time: dx = -v/M beta, dv = (x + Gamma v
+        / M + 2 Gamma score) beta. The probability-flow ODE has the same marginals
+        with half the score and no noise."""
         beta, x, v = expand(self.beta(t), state.x), state.x, state.v
         pull = self.friction if ode else 2 * self.friction
         push = x + self.friction / self.M * v + pull * score(state, t)
@@ -217,8 +229,8 @@ class Langevin:
 
 
 def cholesky(covariance: Covariance) -> Cholesky:
-    """The lower-triangular factor; its last entry is 0 or NaN where the covariance is not
-    positive, which `CLD` excludes for its own times when it is made."""
+    """The lower-triangular factor; its last entry is 0 or NaN where the covariance is
+    not positive, which `CLD` excludes for its own times when it is made."""
     xx = covariance.xx.sqrt()
     vx = covariance.xv / xx
     return Cholesky(xx, vx, (covariance.vv - vx**2).sqrt())

@@ -1,7 +1,8 @@
-"""From the prior back to data: time grids, Euler-Maruyama, SSCS, the probability-flow ODE.
+"""From the prior back to data: time grids, Euler-Maruyama, SSCS, the probability-flow
+ODE.
 
-Every sampler is a generator of states, as in `diffbook_lib.samplers`; `samplers.run` walks one to
-its end. Times are forward times, float64, on the CPU.
+Every sampler is a generator of states, as in `diffbook_lib.samplers`; `samplers.run`
+walks one to its end. Times are forward times, float64, on the CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,13 @@ DATA_VAR = 0.005  # of `sscs2`: for data in sharp modes; 0.1 suits digits
 
 
 def time_grid(nfe: int, kind: str = "quadratic", eps: float = 1e-3) -> Tensor:
-    """Forward times (nfe,) from 1 down to eps for `nfe - 1` steps. "linear" is evenly spaced;
-    "quadratic" steps shrink linearly towards the data ("-QS" in the paper's tables).
+    """Forward times (nfe,) from 1 down to eps for `nfe - 1` steps. "linear" is evenly
+    spaced; "quadratic" steps shrink linearly towards the data ("-QS" in the paper's
+    tables).
 
-    The released code counts `nfe` calls, the last for a denoising step. That step moves x by
-    -v/M beta eps and uses the score for v alone, so the samplers here take it without its call:
-    `nfe - 1` calls.
+    The released code counts `nfe` calls, the last for a denoising step. That step
+    moves x by -v/M beta eps and uses the score for v alone, so the samplers here take
+    it without its call: `nfe - 1` calls.
     """
     if nfe < 2 or not 0 < eps < 1:
         raise ValueError(f"nfe={nfe}, eps={eps}: need nfe >= 2 and 0 < eps < 1")
@@ -37,7 +39,8 @@ def time_grid(nfe: int, kind: str = "quadratic", eps: float = 1e-3) -> Tensor:
 def euler_maruyama(
     process: Langevin, score: Score, state: State, times: Tensor, noise: Noise
 ) -> Iterator[State]:
-    """Euler-Maruyama on the reverse SDE; then the last position drift, without noise. Order 1.
+    """Euler-Maruyama on the reverse SDE; then the last position drift, without noise.
+    Order 1.
 
     `noise(i)` gives standard normal numbers of the shape of x, one draw a step."""
     for i, (start, end) in enumerate(steps(times)):
@@ -57,13 +60,13 @@ def sscs(
     noise: Noise,
     released: bool = False,
 ) -> Iterator[State]:
-    """Symmetric splitting CLD sampler (paper Algorithm 1): half a step of the exactly solvable
-    linear part, a whole step of the score part, the other half; then the last position drift.
-    Order 1.
+    """Symmetric splitting CLD sampler (paper Algorithm 1): half a step of the exactly
+    solvable linear part, a whole step of the score part, the other half; then the
+    last position drift. Order 1.
 
-    Between them the two halves cover the whole interval, also when beta depends on time; with
-    `released=True` the first half is used twice, as in the released code, to reproduce its
-    numbers. `noise(i)` is called four times a step.
+    Between them the two halves cover the whole interval, also when beta depends on
+    time; with `released=True` the first half is used twice, as in the released code,
+    to reproduce its numbers. `noise(i)` is called four times a step.
     """
     for i, (start, end) in enumerate(steps(times)):
         middle = (start + end) / 2
@@ -83,8 +86,9 @@ def sscs2(
     noise: Noise,
     data_var: float = DATA_VAR,
 ) -> Iterator[State]:
-    """SSCS of second order, still one network call a step: the score part is solved by an
-    exponential midpoint rule (`midpoint_score_step`). `noise(i)` is called four times a step."""
+    """SSCS of second order, still one network call a step: the score part is solved
+    by an exponential midpoint rule (`midpoint_score_step`). `noise(i)` is called four
+    times a step."""
     rest = torch.zeros_like(state.v)  # at t = 1 the velocity has its stationary score
     for i, (start, end) in enumerate(steps(times)):
         middle = (start + end) / 2
@@ -103,10 +107,10 @@ def half_step(
     noise: State,
     num_stab: float = 0.0,
 ) -> State:
-    """The part A of the splitting, solved exactly from time `start` down to `end`:
-    dx = -v/M beta, dv = (x - Gamma v / M) beta + sqrt(2 Gamma beta) dw. It is the forward flow
-    with the coupling reversed and leaves N(0, I) x N(0, M I) as it is. `num_stab` is added to
-    both variances of the noise, as the released code can."""
+    """The part A of the splitting, solved exactly from time `start` down to `end`: dx
+    = -v/M beta, dv = (x - Gamma v / M) beta + sqrt(2 Gamma beta) dw. It is the
+    forward flow with the coupling reversed and leaves N(0, I) x N(0, M I) as it is.
+    `num_stab` is added to both variances of the noise, as the released code can."""
     B = process.B(start) - process.B(end)
     F = process.flow(B, sign=-1)
     Q = process.noise_covariance(B, sign=-1, F=F)
@@ -119,8 +123,8 @@ def half_step(
 
 
 def score_step(process: Langevin, score: Score, state: State, t: Tensor, h: Tensor) -> State:
-    """The part S, dv = 2 Gamma (score + v / M) beta with x at rest, by one Euler step. It does
-    nothing where the velocity has its stationary score, -v / M."""
+    """The part S, dv = 2 Gamma (score + v / M) beta with x at rest, by one Euler
+    step. It does nothing where the velocity has its stationary score, -v / M."""
     push = score(state, filled(t, state.x)) + state.v / process.M
     return State(state.x, state.v + 2 * process.friction * process.beta(t) * h * push)
 
@@ -136,10 +140,11 @@ def midpoint_score_step(
 ) -> tuple[State, Tensor]:
     """The part S over [end, start] by an exponential midpoint rule.
 
-    In the clock B it reads dv/dB = J v + r(v): J v is its value for Gaussian data of variance
-    `data_var`, taken at the middle time and solved exactly, r the rest. The velocity halfway is
-    predicted with `rest`, the r of the step before, so that the one network call can be made
-    there. Any `data_var` gives order 2; returns the state and this step's r.
+    In the clock B it reads dv/dB = J v + r(v): J v is its value for Gaussian data of
+    variance `data_var`, taken at the middle time and solved exactly, r the rest. The
+    velocity halfway is predicted with `rest`, the r of the step before, so that the
+    one network call can be made there. Any `data_var` gives order 2; returns the
+    state and this step's r.
     """
     middle, b = (start + end) / 2, process.B(start) - process.B(end)
     S = process.covariance(middle, var_x=data_var)
@@ -167,8 +172,9 @@ def sample(
     noise: Noise,
     sampler: Sampler = sscs,
 ) -> Sample:
-    """From the prior down to the data. `start`: standard normal numbers for position and velocity,
-    as `rng.start_noise` makes them; `noise(i)`: the sampler's draw i, as `rng.step_noise` does."""
+    """From the prior down to the data. `start`: standard normal numbers for position
+    and velocity, as `rng.start_noise` makes them; `noise(i)`: the sampler's draw i,
+    as `rng.step_noise` does."""
     counted = CountCalls(score)
     end = run(sampler(process, counted, process.prior(start), times, noise))
     return Sample(end.x, counted.nfe)
@@ -182,8 +188,9 @@ def probability_flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Sample:
-    """The probability-flow ODE from the prior's `state` down to time eps by torchdiffeq's
-    adaptive Runge-Kutta method of order 5, then the last position drift."""
+    """The probability-flow ODE from the prior's `state` down to time eps by
+    torchdiffeq's adaptive Runge-Kutta method of order 5, then the last position
+    drift."""
     from torchdiffeq import odeint
 
     if not 0 < eps < 1:

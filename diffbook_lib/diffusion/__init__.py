@@ -1,11 +1,13 @@
 """Noise, denoisers and how they are trained, as far as several methods share it.
 
-A noisy image is x_t = alpha (x_0 + sigma n), n standard normal. Everything in this book is computed
-in the frame x = x_t / alpha = x_0 + sigma n, where only sigma is left: a denoiser is a callable
-`denoiser(x, sigma, label=None)` that estimates x_0, sigma of shape (batch,).
+A noisy image is x_t = alpha (x_0 + sigma n), n standard normal. Everything in this
+book is computed in the frame x = x_t / alpha = x_0 + sigma n, where only sigma is
+left: a denoiser is a callable `denoiser(x, sigma, label=None)` that estimates x_0,
+sigma of shape (batch,).
 
-conversions: what a network may predict. kernels: p(x_t | x_0). levels: distributions of sigma in
-training. edm: preconditioning and loss. vpsde: the variance-preserving SDE and its loss.
+conversions: what a network may predict. kernels: p(x_t | x_0). levels: distributions
+of sigma in training. edm: preconditioning and loss. vpsde: the variance-preserving
+SDE and its loss.
 """
 
 from diffbook_lib.diffusion.conversions import (

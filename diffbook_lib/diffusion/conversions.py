@@ -1,4 +1,5 @@
-"""What a network may predict: four names for one estimate, x (batch, ...), sigma (batch,)."""
+"""What a network may predict: four names for one estimate, x (batch, ...), sigma
+(batch,)."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 class Denoiser(Protocol):
-    """Estimates the clean image from x = x_0 + sigma n; sigma (batch,), label int64 (batch,)."""
+    """Estimates the clean image from x = x_0 + sigma n; sigma (batch,), label int64
+    (batch,)."""
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor: ...
 
@@ -29,7 +31,8 @@ def normal_log_density(x: Tensor, variance: float) -> Tensor:
 
 
 def score_from_denoised(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2 (Tweedie; Karras et al. 2022, Eq. 3)."""
+    """grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2 (Tweedie; Karras et al. 2022,
+    Eq. 3)."""
     return (denoised - x) / expand(sigma, x) ** 2
 
 
@@ -49,8 +52,8 @@ def denoised_from_noise(noise: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def v_from_denoised(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """v = a n - b D with a = 1/sqrt(1 + sigma^2), b = sigma a: the velocity on the circle
-    a^2 + b^2 = 1 (Salimans and Ho 2022, Section 4)."""
+    """v = a n - b D with a = 1/sqrt(1 + sigma^2), b = sigma a: the velocity on the
+    circle a^2 + b^2 = 1 (Salimans and Ho 2022, Section 4)."""
     noise = noise_from_denoised(denoised, x, sigma)
     return (noise - expand(sigma, x) * denoised) / (1 + expand(sigma, x) ** 2).sqrt()
 

@@ -22,10 +22,11 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class EDM:
-    """Preconditioning and training noise of Karras et al. 2022 (EDM), Table 1 and Eq. 7-8.
+    """Preconditioning and training noise of Karras et al. 2022 (EDM), Table 1 and Eq.
+    7-8.
 
-    sigma_data: standard deviation of the images. levels: the distribution of the noise levels in
-    training, here or from elsewhere.
+    sigma_data: standard deviation of the images. levels: the distribution of the
+    noise levels in training, here or from elsewhere.
     """
 
     sigma_data: float = 0.5
@@ -58,13 +59,15 @@ class EDM:
         return denoiser
 
     def draw(self, x: Tensor, source: rng.Source) -> Draw:
-        """Noisy versions of clean images x (batch, ...), at levels drawn from `levels`."""
+        """Noisy versions of clean images x (batch, ...), at levels drawn from
+        `levels`."""
         sigma = self.levels.draw(len(x), source)
         noise = rng.normal(x.shape, source)
         return Draw(x, x + expand(sigma, x) * noise, sigma)
 
     def error(self, net: Net, draw: Draw, label: Tensor | None = None) -> Tensor:
-        """Weighted denoising error of each image (batch,), averaged over its dimensions."""
+        """Weighted denoising error of each image (batch,), averaged over its
+        dimensions."""
         denoised = self.denoiser(net)(draw.noisy, draw.sigma, label)
         return self.weight(draw.sigma) * (denoised - draw.clean).square().flatten(1).mean(dim=1)
 

@@ -19,8 +19,9 @@ from diffbook_lib.diffusion.conversions import (
 
 @dataclass(frozen=True)
 class VP:
-    """Variance-preserving noise with a linear beta(t) on [0, 1] (Song et al. 2021, Eq. 32-33):
-    x_t = alpha(t) x_0 + std(t) n with alpha^2 + std^2 = 1. Times and results are float64."""
+    """Variance-preserving noise with a linear beta(t) on [0, 1] (Song et al. 2021,
+    Eq. 32-33): x_t = alpha(t) x_0 + std(t) n with alpha^2 + std^2 = 1. Times and
+    results are float64."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -50,7 +51,8 @@ class VP:
 
 @dataclass(frozen=True)
 class VE:
-    """Variance-exploding noise, geometric in t on [0, 1] (Song et al. 2021, Eq. 30-31)."""
+    """Variance-exploding noise, geometric in t on [0, 1] (Song et al. 2021, Eq.
+    30-31)."""
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
@@ -78,8 +80,9 @@ def denoiser_from_net(
 ) -> Denoiser:
     """A network trained elsewhere as a denoiser.
 
-    The network sees x_t and t * time_scale (1000 for models with a thousand steps) and predicts
-    "noise", "v", "score" (of the density of x_t) or "clean". Raises ValueError for another word.
+    The network sees x_t and t * time_scale (1000 for models with a thousand steps)
+    and predicts "noise", "v", "score" (of the density of x_t) or "clean". Raises
+    ValueError for another word.
     """
     convert: dict[str, Callable[..., Tensor]] = {
         "noise": denoised_from_noise,

@@ -30,9 +30,10 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class UniformLogSNR:
-    """The log of the signal-to-noise ratio 1 / sigma^2 uniform between the two ends (Kingma et
-    al. 2021, "Variational diffusion models", whose low-discrepancy sampler is `stratified`: each
-    of as many equal parts of the range as a batch has rows holds one level)."""
+    """The log of the signal-to-noise ratio 1 / sigma^2 uniform between the two ends
+    (Kingma et al. 2021, "Variational diffusion models", whose low-discrepancy sampler
+    is `stratified`: each of as many equal parts of the range as a batch has rows
+    holds one level)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -56,8 +57,9 @@ class UniformLogSNR:
 
 @dataclass(frozen=True)
 class DDPM:
-    """A level of the discrete schedule of Ho et al. 2020, each with the same probability: the
-    index i = 0 ... steps - 1 stands for their t = i + 1, with beta linear in t."""
+    """A level of the discrete schedule of Ho et al. 2020, each with the same
+    probability: the index i = 0 ... steps - 1 stands for their t = i + 1, with beta
+    linear in t."""
 
     steps: int = 1000
     beta_first: float = 1e-4
@@ -77,7 +79,8 @@ class DDPM:
         return torch.cumprod(1 - beta, dim=0)
 
     def sigmas(self, device: str | torch.device = "cpu") -> Tensor:
-        """The noise level sqrt(1 / alpha_bar - 1) of each step, float64 (steps,), rising."""
+        """The noise level sqrt(1 / alpha_bar - 1) of each step, float64 (steps,),
+        rising."""
         return (1 / self.alpha_bar(device) - 1).sqrt()
 
     def nearest(self, sigma: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The variance-preserving SDE dx = -beta x / 2 dt + sqrt(beta) dw (Song et al. 2021), trained as
-CLD is, for comparison: with the weightings and the mixed score of Dockhorn et al. 2022 (Section
-3.2 and Appendix E.1)."""
+"""The variance-preserving SDE dx = -beta x / 2 dt + sqrt(beta) dw (Song et al. 2021),
+trained as CLD is, for comparison: with the weightings and the mixed score of Dockhorn
+et al. 2022 (Section 3.2 and Appendix E.1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ WEIGHTINGS = get_args(Weighting)
 
 
 class VPDraw(NamedTuple):
-    """Noisy images x_t (batch, ...), their times (batch,), float64, and the noise in them."""
+    """Noisy images x_t (batch, ...), their times (batch,), float64, and the noise in
+    them."""
 
     x: Tensor
     t: Tensor
@@ -28,11 +29,13 @@ class VPDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class VPSDE:
-    """beta(t) = beta0 + beta1 t on [0, 1]; the kernel is p(x_t | x_0) = N(alpha x_0, std^2 I).
+    """beta(t) = beta0 + beta1 t on [0, 1]; the kernel is p(x_t | x_0) = N(alpha x_0,
+    std^2 I).
 
-    loss_eps: smallest time in training. weighting: lambda(t) of the squared error of the score,
-    beta / 2 ("likelihood"), beta std^2 / 2 ("reweightedv1") or std^2 ("reweightedv2").
-    mixed_score: the network learns only the departure from the score -x of standard normal x_t.
+    loss_eps: smallest time in training. weighting: lambda(t) of the squared error of
+    the score, beta / 2 ("likelihood"), beta std^2 / 2 ("reweightedv1") or std^2
+    ("reweightedv2"). mixed_score: the network learns only the departure from the
+    score -x of standard normal x_t.
     """
 
     beta0: float = 0.1
@@ -71,15 +74,16 @@ class VPSDE:
         return lambda x, t: -self.alpha(net, x, t, label) / expand(self.kernel.std(t), x)
 
     def draw(self, x0: Tensor, source: rng.Source) -> VPDraw:
-        """Noisy versions of clean images x0 (batch, ...), at uniform times above loss_eps."""
+        """Noisy versions of clean images x0 (batch, ...), at uniform times above
+        loss_eps."""
         u = rng.uniform((len(x0),), source, dtype=torch.float64)
         t = self.loss_eps + (1 - self.loss_eps) * u
         noise = rng.normal(x0.shape, source, x0.dtype)
         return VPDraw(perturb(self.kernel, x0, t, noise), t, noise)
 
     def error(self, net: Net, draw: VPDraw, label: Tensor | None = None) -> Tensor:
-        """Denoising score matching: the weighted squared error of the noise, summed over
-        dimensions, (batch,)."""
+        """Denoising score matching: the weighted squared error of the noise, summed
+        over dimensions, (batch,)."""
         x, t, noise = draw
         error = (noise - self.alpha(net, x, t, label)).square().flatten(1).sum(dim=1)
         weight = torch.ones_like(t) if self.weighting == "reweightedv2" else self.beta(t) / 2

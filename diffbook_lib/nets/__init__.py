@@ -24,14 +24,16 @@ def make(
     classes: int = 0,
     log_noise: bool = False,
 ) -> nn.Module:
-    """The network of that name: "mlp" or "plain-mlp" for points (batch, inputs), "unet" or
-    "ncsnpp" for images (batch, inputs, *size), to (batch, outputs) or (batch, outputs, *size).
+    """The network of that name: "mlp" or "plain-mlp" for points (batch, inputs),
+    "unet" or "ncsnpp" for images (batch, inputs, *size), to (batch, outputs) or
+    (batch, outputs, *size).
 
-    `spec` holds its other parameters as attributes: width and depth; channels, multipliers,
-    blocks, attention and dropout; fir, progressive_input and time_embedding. `classes`: kinds of
-    class label it takes. `log_noise`: "mlp" and "unet" embed the logarithm of the noise feature;
-    the other two see it in their own way. Raises ValueError for an unknown name, and for a network
-    that does not fit the data.
+    `spec` holds its other parameters as attributes: width and depth; channels,
+    multipliers, blocks, attention and dropout; fir, progressive_input and
+    time_embedding. `classes`: kinds of class label it takes. `log_noise`: "mlp" and
+    "unet" embed the logarithm of the noise feature; the other two see it in their own
+    way. Raises ValueError for an unknown name, and for a network that does not fit
+    the data.
     """
     if name not in (*POINTS, *IMAGES):
         raise ValueError(f"unknown network {name!r}; known: {', '.join((*POINTS, *IMAGES))}")

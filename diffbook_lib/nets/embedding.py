@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 
 class NoiseEmbedding(nn.Module):
-    """A scalar noise feature (batch,), and optionally a class label int64 (batch,), as a vector
-    (batch, width).
+    """A scalar noise feature (batch,), and optionally a class label int64 (batch,),
+    as a vector (batch, width).
 
-    Random Fourier features of the scalar, the scalar itself, then two linear layers. With
-    `log=True` the scalar is a positive time or noise level and its logarithm over 4 is embedded:
-    levels that differ by a factor then look equally far apart at both ends of the range. With
-    `classes` > 0 each label has a vector of its own, and so has no label, for "any".
+    Random Fourier features of the scalar, the scalar itself, then two linear layers.
+    With `log=True` the scalar is a positive time or noise level and its logarithm
+    over 4 is embedded: levels that differ by a factor then look equally far apart at
+    both ends of the range. With `classes` > 0 each label has a vector of its own, and
+    so has no label, for "any".
     """
 
     frequencies: Tensor

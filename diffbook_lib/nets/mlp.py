@@ -1,4 +1,5 @@
-"""Multilayer perceptrons for points in a few dimensions: a residual one and a plain one."""
+"""Multilayer perceptrons for points in a few dimensions: a residual one and a plain
+one."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from diffbook_lib.nets.embedding import NoiseEmbedding
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts at zero, so that its block starts as the identity."""
+    """A linear layer that starts at zero, so that its block starts as the
+    identity."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -16,7 +18,8 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class MLPBlock(nn.Module):
-    """h + f(h), where the noise embedding scales and shifts the normalised h inside f."""
+    """h + f(h), where the noise embedding scales and shifts the normalised h inside
+    f."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,8 +35,9 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Points (batch, inputs), a noise feature (batch,) and, with `classes` > 0, a class label
-    int64 (batch,) or None for "any" -> (batch, outputs); starts at zero."""
+    """Points (batch, inputs), a noise feature (batch,) and, with `classes` > 0, a
+    class label int64 (batch,) or None for "any" -> (batch, outputs); starts at
+    zero."""
 
     def __init__(
         self,
@@ -61,10 +65,11 @@ class MLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """Points (batch, inputs), times (batch,) -> (batch, outputs); time is one more input.
+    """Points (batch, inputs), times (batch,) -> (batch, outputs); time is one more
+    input.
 
-    The network of the two-dimensional examples in Dockhorn et al., "Score-based generative
-    modeling with critically-damped Langevin diffusion", ICLR 2022.
+    The network of the two-dimensional examples in Dockhorn et al., "Score-based
+    generative modeling with critically-damped Langevin diffusion", ICLR 2022.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int = 128, depth: int = 4) -> None:

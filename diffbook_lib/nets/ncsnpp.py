@@ -1,11 +1,13 @@
-"""NCSN++: the convolutional network of score-based models, at the scale of published results.
+"""NCSN++: the convolutional network of score-based models, at the scale of published
+results.
 
-Song, Sohl-Dickstein, Kingma, Kumar, Ermon and Poole, "Score-based generative modeling through
-stochastic differential equations", ICLR 2021, in the form that Dockhorn, Vahdat and Kreis use in
-"Score-based generative modeling with critically-damped Langevin diffusion", ICLR 2022.
+Song, Sohl-Dickstein, Kingma, Kumar, Ermon and Poole, "Score-based generative modeling
+through stochastic differential equations", ICLR 2021, in the form that Dockhorn,
+Vahdat and Kreis use in "Score-based generative modeling with critically-damped
+Langevin diffusion", ICLR 2022.
 
-Where two branches meet, their sum is divided by √2, which keeps the variance; and the last layer
-of each residual branch starts near zero.
+Where two branches meet, their sum is divided by √2, which keeps the variance; and the
+last layer of each residual branch starts near zero.
 """
 
 import math
@@ -25,7 +27,8 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def start(layer: Layer, scale: float = 1.0) -> Layer:
-    """The layer with zero biases and uniform weights of variance scale / (mean of both fans)."""
+    """The layer with zero biases and uniform weights of variance scale / (mean of
+    both fans)."""
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
@@ -52,8 +55,8 @@ def merge(x: Tensor, h: Tensor) -> Tensor:
 class FIR(nn.Module):
     """Blur each channel by the kernel [1, 3, 3, 1] / 8 along both axes.
 
-    Images (batch, channels, size, size), with `padding` zeros on every side; only every
-    `stride`-th pixel of the result is computed.
+    Images (batch, channels, size, size), with `padding` zeros on every side; only
+    every `stride`-th pixel of the result is computed.
     """
 
     kernel: Tensor
@@ -92,8 +95,9 @@ def up(fir: bool) -> nn.Module:
 class TimeEmbedding(nn.Module):
     """Times (batch,) in (0, 1] as vectors (batch, 4 channels).
 
-    Sines and cosines, then two linear layers. "fourier": of log t, at random frequencies that are
-    not trained, one per channel; "positional": of t itself, half as many, from 1 down to 1/10000.
+    Sines and cosines, then two linear layers. "fourier": of log t, at random
+    frequencies that are not trained, one per channel; "positional": of t itself, half
+    as many, from 1 down to 1/10000.
     """
 
     frequencies: Tensor
@@ -110,7 +114,9 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies)
         width = 4 * channels
         self.layers = nn.Sequential(
-            start(nn.Linear(2 * len(frequencies), width)), nn.SiLU(), start(nn.Linear(width, width))
+            start(nn.Linear(2 * len(frequencies), width)),
+            nn.SiLU(),
+            start(nn.Linear(width, width)),
         )
 
     def forward(self, t: Tensor) -> Tensor:
@@ -169,7 +175,8 @@ class Attention(nn.Module):
 
 
 def input_path(inputs: int, outputs: int, fir: bool) -> nn.Sequential:
-    """The input at half its resolution and in more channels, to be merged with the state."""
+    """The input at half its resolution and in more channels, to be merged with the
+    state."""
     if fir:
         strided = nn.Conv2d(inputs, outputs, 3, stride=2)
         return nn.Sequential(FIR(padding=2), start(strided))
@@ -177,14 +184,15 @@ def input_path(inputs: int, outputs: int, fir: bool) -> nn.Sequential:
 
 
 class NCSNpp(nn.Module):
-    """Images (batch, inputs, size, size), times (batch,) in (0, 1] -> (batch, outputs, size, size);
-    starts near zero.
+    """Images (batch, inputs, size, size), times (batch,) in (0, 1] -> (batch,
+    outputs, size, size); starts near zero.
 
-    One level per multiplier, each half the resolution of the one before. `attention` lists the
-    resolutions with self-attention: after every block of the encoder, once in the decoder; the
-    middle always has it. With `fir` the resolution changes by smooth filters, otherwise by 2×2
-    means and repeated pixels. With `progressive_input` the input, halved and convolved, joins the
-    state after each halving. The defaults are the CIFAR-10 setting of Dockhorn et al. (2022).
+    One level per multiplier, each half the resolution of the one before. `attention`
+    lists the resolutions with self-attention: after every block of the encoder, once
+    in the decoder; the middle always has it. With `fir` the resolution changes by
+    smooth filters, otherwise by 2×2 means and repeated pixels. With
+    `progressive_input` the input, halved and convolved, joins the state after each
+    halving. The defaults are the CIFAR-10 setting of Dockhorn et al. (2022).
     """
 
     def __init__(
@@ -215,7 +223,11 @@ class NCSNpp(nn.Module):
             decoder = [after + c] + [2 * c] * (blocks - 1) + [c + before]  # states and skips
             self.encoder.append(_level(block, encoder, c, [attend] * blocks))
             self.decoder.append(_level(block, decoder, c, [False] * blocks + [attend]))
-        self.downs, self.ups, self.paths = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.downs, self.ups, self.paths = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+            nn.ModuleList(),
+        )
         for c, after in pairwise(levels):
             self.downs.append(block(c, c, resample=down(fir)))
             self.ups.append(block(after, after, resample=up(fir)))
@@ -252,7 +264,10 @@ class NCSNpp(nn.Module):
 
 
 def _level(
-    block: Callable[..., nn.Module], inputs: list[int], outputs: int, attend: list[bool]
+    block: Callable[..., nn.Module],
+    inputs: list[int],
+    outputs: int,
+    attend: list[bool],
 ) -> nn.ModuleList:
     """Residual blocks at one resolution, each followed by attention where asked."""
     level = nn.ModuleList()

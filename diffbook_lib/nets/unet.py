@@ -11,7 +11,8 @@ from diffbook_lib.nets.embedding import NoiseEmbedding
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in eight groups, or fewer where eight do not divide the channels."""
+    """Group normalisation in eight groups, or fewer where eight do not divide the
+    channels."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
@@ -24,7 +25,8 @@ def zero_conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a skip; the noise embedding scales and shifts between them."""
+    """Two convolutions around a skip; the noise embedding scales and shifts between
+    them."""
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -94,12 +96,13 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (batch, inputs, size, size), a noise feature (batch,) and optionally a class label
-    int64 (batch,) -> (batch, outputs, size, size); starts at zero.
+    """Images (batch, inputs, size, size), a noise feature (batch,) and optionally a
+    class label int64 (batch,) -> (batch, outputs, size, size); starts at zero.
 
-    One level per multiplier, each half the resolution of the one before; `attention` lists the
-    resolutions at which the blocks are followed by self-attention (the middle always has it).
-    A conditional network (`classes` > 0) given no label uses an embedding of its own for "any".
+    One level per multiplier, each half the resolution of the one before; `attention`
+    lists the resolutions at which the blocks are followed by self-attention (the
+    middle always has it). A conditional network (`classes` > 0) given no label uses
+    an embedding of its own for "any".
     """
 
     def __init__(
@@ -167,7 +170,8 @@ class UNet(nn.Module):
 
 
 def check_size(size: int, multipliers: Sequence[int]) -> None:
-    """ValueError unless images of this size can be halved once for every further multiplier."""
+    """ValueError unless images of this size can be halved once for every further
+    multiplier."""
     halvings = len(multipliers) - 1
     if size % 2**halvings:
         raise ValueError(

@@ -1,5 +1,6 @@
-"""Philox 4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011, in plain torch: the same words on every device.
+"""Philox 4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011, in plain torch: the same words
+on every device.
 
 Words are int64 tensors that hold unsigned 32-bit values.
 """
@@ -13,7 +14,10 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # multipliers of the words 0 and 2
-W0, W1 = 0x9E3779B9, 0xBB67AE85  # what is added to the two words of the key after a round
+W0, W1 = (
+    0x9E3779B9,
+    0xBB67AE85,
+)  # what is added to the two words of the key after a round
 ROUNDS = 10
 SMALL = 2  # first rounds, after which each word depends on the whole counter
 
@@ -21,8 +25,9 @@ Words = Sequence[Any]  # four, int64 tensors or plain numbers
 
 
 class Schedule(NamedTuple):
-    """What the rounds take from a key: its words in the `SMALL` rounds, (), and for each round
-    after that the words of the key and the multipliers, (2, 1), as the rounds want them."""
+    """What the rounds take from a key: its words in the `SMALL` rounds, (), and for
+    each round after that the words of the key and the multipliers, (2, 1), as the
+    rounds want them."""
 
     small: list[tuple[Tensor, ...]]
     keys: tuple[Tensor, ...]
@@ -42,18 +47,20 @@ def schedule(key: Tensor) -> Schedule:
 
 
 def philox(counter: Words, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four random words at each counter, whose four words broadcast against each other;
-    key (2,), on their device."""
+    """The four random words at each counter, whose four words broadcast against each
+    other; key (2,), on their device."""
     even, odd = mixed(counter, schedule(key))
     return even[0], odd[0] & MASK, even[1], odd[1] & MASK
 
 
 def mixed(counter: Words, prepared: Schedule) -> tuple[Tensor, Tensor]:
-    """The words 0 and 2, and the words 1 and 3, each (2, ...) with the dimensions to which the
-    counter's words broadcast; the odd ones have anything in their high halves.
+    """The words 0 and 2, and the words 1 and 3, each (2, ...) with the dimensions to
+    which the counter's words broadcast; the odd ones have anything in their high
+    halves.
 
-    A round multiplies the even words; the high halves of the products, crosswise and with odd
-    words and key, are the next even words, the low halves the next odd words.
+    A round multiplies the even words; the high halves of the products, crosswise and
+    with odd words and key, are the next even words, the low halves the next odd
+    words.
     """
     a, b, c, d = counter
     for k0, k1 in prepared.small:
@@ -78,8 +85,9 @@ def mixed(counter: Words, prepared: Schedule) -> tuple[Tensor, Tensor]:
 
 
 def normals(even: Tensor, odd: Tensor) -> Tensor:
-    """What `mixed` gives, each (2, ..., n), as standard normal numbers float32 (..., 4 n) by the
-    method of Box and Muller: radius from the even words, angle from the odd ones."""
+    """What `mixed` gives, each (2, ..., n), as standard normal numbers float32 (...,
+    4 n) by the method of Box and Muller: radius from the even words, angle from the
+    odd ones."""
     radius = even.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = odd.to(torch.int32).to(torch.float32).mul_(math.pi * 2.0**-31)
     *rows, n = radius.shape[1:]

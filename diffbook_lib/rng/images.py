@@ -1,4 +1,5 @@
-"""Numbers of single images: image i has its own, whatever the batch it is drawn in."""
+"""Numbers of single images: image i has its own, whatever the batch it is drawn
+in."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ AT_ONCE = 2**17  # normal numbers: more leave a processor's cache, fewer are mos
 
 
 def image_noise(seed: int, purpose: str, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise (len(numbers), *shape) in which row k belongs to image
-    numbers[k] alone.
+    """Standard normal float32 noise (len(numbers), *shape) in which row k belongs to
+    image numbers[k] alone.
 
-    Drawn on the CPU by numpy's counter-based generator, one counter range an image, so image i
-    is the same in any batch and for every device it is later moved to.
+    Drawn on the CPU by numpy's counter-based generator, one counter range an image,
+    so image i is the same in any batch and for every device it is later moved to.
     """
     key = key_of(seed, purpose)
     rows = [
@@ -32,9 +33,9 @@ def image_noise(seed: int, purpose: str, numbers: Sequence[int], shape: Sequence
 
 
 def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], part: str = "x") -> Tensor:
-    """The noise that sampling starts from, (len(numbers), *shape): one key for the whole book, so
-    that any two models with one seed start image i from the same numbers. `part`: the part of
-    the state it is for, "v" for a velocity."""
+    """The noise that sampling starts from, (len(numbers), *shape): one key for the
+    whole book, so that any two models with one seed start image i from the same
+    numbers. `part`: the part of the state it is for, "v" for a velocity."""
     return image_noise(seed, f"start/{part}", numbers, shape)
 
 
@@ -45,12 +46,13 @@ def step_noise(
     shape: Sequence[int],
     device: str | torch.device = "cpu",
 ) -> Callable[[int], Tensor]:
-    """The noise of a random sampler's later steps: noise(i) is draw number i, standard normal
-    float32 (len(numbers), *shape) on the device, in which row k belongs to image numbers[k].
+    """The noise of a random sampler's later steps: noise(i) is draw number i,
+    standard normal float32 (len(numbers), *shape) on the device, in which row k
+    belongs to image numbers[k].
 
-    Drawn there by Philox 4x32-10 without a wait of the host, a few draws at once where they are
-    small; devices agree but for the rounding of logarithm and sine. Raises ValueError for image
-    or draw numbers outside 0 ... 2^32 - 1.
+    Drawn there by Philox 4x32-10 without a wait of the host, a few draws at once
+    where they are small; devices agree but for the rounding of logarithm and sine.
+    Raises ValueError for image or draw numbers outside 0 ... 2^32 - 1.
     """
     key, image = _on(device, key_of(seed, purpose), numbers)
     size = math.prod(shape)
@@ -79,8 +81,8 @@ def image_uniform(
     shape: Sequence[int],
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2^-24, (len(numbers), *shape), in which row
-    k belongs to image numbers[k]; the same bits on every device."""
+    """Uniform float32 numbers in [0, 1), multiples of 2^-24, (len(numbers), *shape),
+    in which row k belongs to image numbers[k]; the same bits on every device."""
     key, image = _on(device, key_of(seed, purpose), numbers)
     size = math.prod(shape)
     block = torch.arange(-(-size // 4), device=device)
@@ -96,8 +98,8 @@ def image_order(
     n: int,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """A random order of n items for each image, int64 (len(numbers), n), in which row k belongs
-    to image numbers[k]; the same on every device."""
+    """A random order of n items for each image, int64 (len(numbers), n), in which row
+    k belongs to image numbers[k]; the same on every device."""
     key, image = _on(device, key_of(seed, purpose), numbers)
     a, b, _, _ = philox((torch.arange(n, device=device), 0, image, ORDER), key)
     return ((a >> 1 << 32) | b).argsort(dim=1, stable=True)  # by 63 random bits

@@ -1,4 +1,5 @@
-"""Numbers of a step: drawn for the whole global batch, of which each worker keeps its rows."""
+"""Numbers of a step: drawn for the whole global batch, of which each worker keeps its
+rows."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,9 @@ def key_of(seed: int, purpose: str) -> int:
 
 
 def _step_key(seed: int, purpose: str, step: int) -> int:
-    """torch's CPU generator keeps only the low 32 bits of its seed; adding the step to the key
-    keeps any two of the first 2**32 steps of a purpose apart, which hashing it in would not."""
+    """torch's CPU generator keeps only the low 32 bits of its seed; adding the step
+    to the key keeps any two of the first 2**32 steps of a purpose apart, which
+    hashing it in would not."""
     if step < 0:
         raise ValueError(f"step is {step}; it must be 0 or a positive integer")
     return (key_of(seed, purpose) + step) % 2**63
@@ -30,16 +32,18 @@ def _step_key(seed: int, purpose: str, step: int) -> int:
 def generator(
     seed: int, purpose: str, step: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """The generator of one step of one purpose. Raises ValueError for a negative seed or step."""
+    """The generator of one step of one purpose. Raises ValueError for a negative seed
+    or step."""
     return torch.Generator(device).manual_seed(_step_key(seed, purpose, step))
 
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's rows `start:stop` of the random numbers drawn for a global batch of `total`.
+    """One worker's rows `start:stop` of the random numbers drawn for a global batch
+    of `total`.
 
-    Every worker draws the whole batch and keeps its rows, so the numbers do not depend on how
-    many workers there are.
+    Every worker draws the whole batch and keeps its rows, so the numbers do not
+    depend on how many workers there are.
     """
 
     generator: torch.Generator
@@ -66,16 +70,18 @@ def uniform(shape: Sequence[int], source: Source, dtype: torch.dtype = torch.flo
 
 
 def integers(high: int, shape: Sequence[int], source: Source) -> Tensor:
-    """Uniform int64 in {0, ..., high - 1} of `shape` (batch first) on the source's device."""
+    """Uniform int64 in {0, ..., high - 1} of `shape` (batch first) on the source's
+    device."""
 
     return _draw(partial(torch.randint, high), shape, source, torch.int64)
 
 
 def stratified(n: int, source: Source) -> Tensor:
-    """A uniform number in [0, 1) for each of n rows, float64 (n,), on the source's device.
+    """A uniform number in [0, 1) for each of n rows, float64 (n,), on the source's
+    device.
 
-    Each of as many equal strata as the global batch has rows holds one of its numbers, in random
-    order; the n rows of a share are those of the whole.
+    Each of as many equal strata as the global batch has rows holds one of its
+    numbers, in random order; the n rows of a share are those of the whole.
     """
 
     def draw(
@@ -94,7 +100,10 @@ def stratified(n: int, source: Source) -> Tensor:
 
 
 def _draw(
-    draw: Callable[..., Tensor], shape: Sequence[int], source: Source, dtype: torch.dtype
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    source: Source,
+    dtype: torch.dtype,
 ) -> Tensor:
     if isinstance(source, torch.Generator):
         return draw(tuple(shape), generator=source, dtype=dtype, device=source.device)
@@ -113,8 +122,9 @@ def permutation(n: int, seed: int, purpose: str, step: int = 0) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, purpose: str, step: int = 0) -> Iterator[None]:
-    """Runs its block with torch's global CPU generator keyed by (seed, purpose, step), then puts
-    the old state back: for what draws from that generator by itself, such as layer initialisation.
+    """Runs its block with torch's global CPU generator keyed by (seed, purpose,
+    step), then puts the old state back: for what draws from that generator by itself,
+    such as layer initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_step_key(seed, purpose, step))

@@ -1,11 +1,12 @@
-"""From noise to images: a sampler is a generator that yields the state after each step; `run`
-walks one to its end.
+"""From noise to images: a sampler is a generator that yields the state after each
+step; `run` walks one to its end.
 
-Random samplers take `noise(i)`, standard normal numbers of the shape of x for step i, so that the
-caller decides how they are keyed (`rng.step_noise`) and tests can fix them.
+Random samplers take `noise(i)`, standard normal numbers of the shape of x for step i,
+so that the caller decides how they are keyed (`rng.step_noise`) and tests can fix
+them.
 
-walks: what all share. sigmas: down noise levels, for any denoiser. flows: adaptive solvers and
-likelihoods. vpsde: the variance-preserving SDE in its own time.
+walks: what all share. sigmas: down noise levels, for any denoiser. flows: adaptive
+solvers and likelihoods. vpsde: the variance-preserving SDE in its own time.
 """
 
 from diffbook_lib.samplers import vpsde

@@ -19,9 +19,9 @@ def probability_flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Tensor:
-    """Where the ODE dx/d(ln sigma) = x - D takes x from noise level `start` to `end`, both > 0,
-    in either direction, by torchdiffeq's adaptive Runge-Kutta method of order 5. The network is
-    called at levels between the two only."""
+    """Where the ODE dx/d(ln sigma) = x - D takes x from noise level `start` to `end`,
+    both > 0, in either direction, by torchdiffeq's adaptive Runge-Kutta method of
+    order 5. The network is called at levels between the two only."""
     from torchdiffeq import odeint
 
     interval, level_at = _log_interval(start, end, x)
@@ -43,11 +43,13 @@ def log_likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """log p(x) (batch,) in nats of the flow that starts at N(0, sigma_max^2 I), and the latent.
+    """log p(x) (batch,) in nats of the flow that starts at N(0, sigma_max^2 I), and
+    the latent.
 
-    The instantaneous change of variables (Chen et al. 2018): along the flow log p changes by the
-    divergence, estimated with `probes` of shape (k, *x.shape) of random signs (Hutchinson), or
-    exactly, one backward pass a dimension, with probes=None.
+    The instantaneous change of variables (Chen et al. 2018): along the flow log p
+    changes by the divergence, estimated with `probes` of shape (k, *x.shape) of
+    random signs (Hutchinson), or exactly, one backward pass a dimension, with
+    probes=None.
     """
     from torchdiffeq import odeint
 
@@ -69,14 +71,15 @@ def log_likelihood(
 
 
 def rademacher(probes: int, x: Tensor, source: rng.Source) -> Tensor:
-    """Random signs (probes, *x.shape) in the type of x, batch drawn first so that shares agree."""
+    """Random signs (probes, *x.shape) in the type of x, batch drawn first so that
+    shares agree."""
     signs = rng.integers(2, (len(x), probes, *x.shape[1:]), source) * 2 - 1
     return signs.transpose(0, 1).to(x.dtype)
 
 
 def divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
-    """Trace of d slope / d x for each row (batch,): Hutchinson's estimate with `probes`
-    (k, *x.shape), or exactly, one backward pass a dimension, with None."""
+    """Trace of d slope / d x for each row (batch,): Hutchinson's estimate with
+    `probes` (k, *x.shape), or exactly, one backward pass a dimension, with None."""
     if probes is None:
         flat = slope.flatten(1)
         rows = [
@@ -92,8 +95,8 @@ def divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
 
 
 def _log_interval(start: float, end: float, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """ln sigma at both ends, float64, and its way back: the level for the whole batch (batch,),
-    which rounding does not take beyond the ends."""
+    """ln sigma at both ends, float64, and its way back: the level for the whole batch
+    (batch,), which rounding does not take beyond the ends."""
     if not (start > 0 and end > 0):
         raise ValueError(f"the ODE runs between noise levels above 0, got {start} and {end}")
     ends = min(start, end), max(start, end)

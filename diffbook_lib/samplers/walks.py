@@ -1,4 +1,5 @@
-"""What all samplers share: a sampler is a generator that yields the state after each step."""
+"""What all samplers share: a sampler is a generator that yields the state after each
+step."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -20,7 +21,8 @@ class Sample(NamedTuple):
 
 
 class CountCalls:
-    """A denoiser or score that counts its calls: `nfe`, network function evaluations."""
+    """A denoiser or score that counts its calls: `nfe`, network function
+    evaluations."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
