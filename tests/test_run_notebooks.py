@@ -167,7 +167,7 @@ def test_cld_on_images_a_few_steps(preset, changes, tmp_path):
     for at in cells:
         assert len(record.select("Fréchet distance", **at)) == members
     bits = [found for found in record.results if found.name.startswith("Bits per dimension")]
-    assert len(bits) == (members if record.spec.bound_images else 0)
+    assert len(bits) == (members if record.spec.model_dump()["bound_images"] else 0)
     assert all(found.details["nfe"] > 0 for found in record.select("Fréchet distance"))
     assert record.training_seconds > 0 and record.sampling_seconds > 0
     assert record.grading_seconds > 0 and len(record.spreads) == (

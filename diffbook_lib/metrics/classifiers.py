@@ -105,7 +105,7 @@ def train_classifier(
         noise = rng.normal(x.shape, rng.generator(seed, "classifier/noise", step))
         loss = F.cross_entropy(net(x + TRAINING_NOISE * noise), label)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     net.eval()

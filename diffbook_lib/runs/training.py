@@ -157,7 +157,7 @@ class Trainer:
         losses, measures = found if isinstance(found, tuple) else (found, {})
         self._check_shapes(losses, measures, rows)
         loss = losses.mean()
-        (loss / spec.accumulate).backward()  # type: ignore[no-untyped-call]
+        (loss / spec.accumulate).backward()
         means = [measures[name].float().mean() for name in self.names]
         return torch.stack([loss.float(), *means]).detach()
 
