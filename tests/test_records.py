@@ -187,17 +187,17 @@ def test_an_old_record_that_lacks_a_field_with_a_default_reads(run, spec):
 def test_grading_carries_the_coordinates_of_samples_and_members(spec, run):
     samples = [Samples({"seed": 1, "nfe": n}, n, nfe=n - 1, seconds=0.0) for n in (5, 20)]
     judge = lambda x: [Measurement("Twice", 2.0 * x, 10, details={"k": 1}), measured(x, part="a")]
-    results, seconds = grading.grade(samples, judge)
-    assert [(f.name, f.value, dict(f.at)) for f in results] == [
+    graded = grading.grade(samples, judge)
+    assert [(f.name, f.value, dict(f.at)) for f in graded.results] == [
         ("Twice", 10.0, {"seed": 1, "nfe": 5}),
         ("Spread", 5, {"seed": 1, "nfe": 5, "part": "a"}),
         ("Twice", 40.0, {"seed": 1, "nfe": 20}),
         ("Spread", 20, {"seed": 1, "nfe": 20, "part": "a"}),
     ]
-    assert results[2].details == {"k": 1, "nfe": 19} and seconds >= 0
+    assert graded.results[2].details == {"k": 1, "nfe": 19} and graded.seconds >= 0
     members = [Member(spec, run, {"seed": i}, {}) for i in (4, 5)]
-    results, _ = grading.measure(members, lambda member: measured(member.at["seed"] / 2))
-    assert [(f.value, f.at) for f in results] == [(2.0, {"seed": 4}), (2.5, {"seed": 5})]
+    graded = grading.measure(members, lambda member: measured(member.at["seed"] / 2))
+    assert [(f.value, f.at) for f in graded.results] == [(2.0, {"seed": 4}), (2.5, {"seed": 5})]
 
 
 def test_code_outside_its_checkout_is_unknown(tmp_path, monkeypatch):
