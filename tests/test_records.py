@@ -188,18 +188,16 @@ def test_grading_carries_the_coordinates_of_samples_and_members(spec, run):
     samples = [Samples({"seed": 1, "nfe": n}, n, nfe=n - 1, seconds=0.0) for n in (5, 20)]
     judge = lambda x: [Measurement("Twice", 2.0 * x, 10, details={"k": 1}), measured(x, part="a")]
     graded = grading.grade(samples, judge)
-    results = graded.results
-    assert [(f.name, f.value, dict(f.at)) for f in results] == [
+    assert [(f.name, f.value, dict(f.at)) for f in graded.results] == [
         ("Twice", 10.0, {"seed": 1, "nfe": 5}),
         ("Spread", 5, {"seed": 1, "nfe": 5, "part": "a"}),
         ("Twice", 40.0, {"seed": 1, "nfe": 20}),
         ("Spread", 20, {"seed": 1, "nfe": 20, "part": "a"}),
     ]
-    assert results[2].details == {"k": 1, "nfe": 19} and graded.seconds >= 0
+    assert graded.results[2].details == {"k": 1, "nfe": 19} and graded.seconds >= 0
     members = [Member(spec, run, {"seed": i}, {}) for i in (4, 5)]
-    half = grading.measure(members, lambda member: measured(member.at["seed"] / 2))
-    results = half.results
-    assert [(f.value, f.at) for f in results] == [(2.0, {"seed": 4}), (2.5, {"seed": 5})]
+    graded = grading.measure(members, lambda member: measured(member.at["seed"] / 2))
+    assert [(f.value, f.at) for f in graded.results] == [(2.0, {"seed": 4}), (2.5, {"seed": 5})]
 
 
 def test_code_outside_its_checkout_is_unknown(tmp_path, monkeypatch):
