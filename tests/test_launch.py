@@ -1,4 +1,4 @@
-"""Several processes on one machine: how they meet, who keeps others out, what is said at the end."""
+"""Several processes on one machine: how they meet, who is kept out, what is said at the end."""
 
 import os
 import signal
@@ -149,7 +149,7 @@ def test_torchrun_on_the_command_line_trains_what_one_process_trains(repository)
     folder.unlock(alone)
     ours, theirs = (checkpoint.newest(r / "checkpoints").tensors for r in (run, alone))
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
 
 
 def test_failing_processes_are_reported(repository, capsys):
@@ -162,9 +162,7 @@ def test_failing_processes_are_reported(repository, capsys):
 
 def test_a_batch_that_two_processes_cannot_share_is_refused(repository):
     run = prepared(repository, "odd", batch=9)
-    said = miniature.finish(
-        repository, *miniature.start_two(repository, "train", run), code=2
-    )
+    said = miniature.finish(repository, *miniature.start_two(repository, "train", run), code=2)
     assert "batch is 9; it must be a multiple of 2" in said and "Traceback" not in said
 
 

@@ -121,7 +121,9 @@ def test_every_door_gives_the_same_run(repository, method):
         assert all(torch.equal(kept[name], others[name]) for name in kept)
 
 
-@pytest.mark.parametrize("door", DOORS[:2] + [pytest.param(d, marks=pytest.mark.slow) for d in DOORS[2:]])
+@pytest.mark.parametrize(
+    "door", DOORS[:2] + [pytest.param(d, marks=pytest.mark.slow) for d in DOORS[2:]]
+)
 def test_a_typo_is_refused_with_its_nearest_match(repository, door):
     with pytest.raises(Exception, match=r"unknown parameter 'stesp'.*did you mean 'steps'"):
         door(repository, "counts", repository / "run", "stesp", 8)

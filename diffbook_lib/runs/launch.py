@@ -80,7 +80,8 @@ def end_with_parent() -> None:
 
 def _reason(shown: str) -> str:
     """What torchrun's output says about a failure, without its own log."""
-    if killed := re.search(r"exitcode: -(\d+) \(pid: (\d+)\)", shown):
+    # torchrun itself ends the others by signal 15
+    if killed := re.search(r"exitcode *: -(?!15 )(\d+) \(pid: (\d+)\)", shown):
         name = signal.Signals(int(killed[1])).name
         return (
             f"failed: process {killed[2]} was ended by {name}, perhaps for want of memory; the "
