@@ -41,11 +41,20 @@ def value(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return _numbers(yaml.safe_load(text))
     except yaml.YAMLError:
         raise Refused(
             f"{text!r} is no list or mapping; write for example '[1, 2]' or '{{seed: [0, 1]}}'"
         ) from None
+
+
+def _numbers(item: Any) -> Any:
+    """A list or mapping from YAML in which 1e-3 is a number, as it is outside of one."""
+    if isinstance(item, list):
+        return [_numbers(part) for part in item]
+    if isinstance(item, dict):
+        return {name: _numbers(part) for name, part in item.items()}
+    return value(item) if isinstance(item, str) else item
 
 
 def preset_arguments(command: Callable[..., Any]) -> Callable[..., Any]:

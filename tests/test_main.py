@@ -31,6 +31,8 @@ def test_values_are_read_back(thing):
 
 
 def test_values_of_parameters():
+    assert value("[1e-3, unet]") == [0.001, "unet"]
+    assert value("{lr: [1e-3, 2]}") == {"lr": [0.001, 2]}
     assert value("1e-3") == 0.001 and value("-3") == -3 and value("True") is True
     assert value("[1, 2]") == [1, 2] and value("unet") == "unet"
     assert value("[power-0.1, classic-0.9]") == ["power-0.1", "classic-0.9"]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -113,7 +113,7 @@ class RunSpec(BaseModel):
     def _grids_hold_what_is_allowed(self) -> Self:
         for what, grid, allowed in (
             ("table", self.table, set(self.coordinates)),
-            ("sweep", self.sweep, {*type(self).model_fields} - NEVER_SWEPT),
+            ("sweep", self.sweep, type(self)._sweepable()),
         ):
             if unknown := sorted(set(grid) - allowed):
                 raise ValueError(
@@ -126,6 +126,12 @@ class RunSpec(BaseModel):
             for at in combinations(grid):
                 self._with(what, at)
         return self
+
+    @classmethod
+    def _sweepable(cls) -> set[str]:
+        """The parameters a sweep may name: those that hold one value."""
+        kinds = {name: get_origin(field.annotation) for name, field in cls.model_fields.items()}
+        return {name for name, kind in kinds.items() if kind not in (tuple, dict)} - NEVER_SWEPT
 
     def _with(self, what: str, at: Mapping[str, Any]) -> None:
         """Raise ValueError unless these values are allowed together."""
@@ -166,7 +172,7 @@ class RunSpec(BaseModel):
         return "\n".join(["| parameter | value | meaning |", "| :- | :- | :- |", *rows])
 
 
-NEVER_SWEPT = {"method", "preset", "data_hash", "table", "sweep"}
+NEVER_SWEPT = {"method", "preset", "data_hash"}
 
 
 def combinations(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
