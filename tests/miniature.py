@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -287,9 +288,19 @@ def finish(root: Path, *processes: BaseProcess, code: int = 0) -> str:
     return said
 
 
+def kill(process: BaseProcess) -> None:
+    """Kill a process with all of its session, at whatever it is."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no session of its own yet
+        process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it had come to its end"
+
+
 def _run(root: Path, command: list, environment: dict[str, str], log: Path) -> None:
     os.setsid()
-    ctypes.CDLL(None).prctl(1, 9)  # killed with the tests
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # killed with the tests
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

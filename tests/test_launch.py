@@ -184,8 +184,7 @@ def test_a_second_start_says_who_works_there(repository, monkeypatch):
     for start in starts:
         with pytest.raises(FolderError, match=f"process {process.pid} works in {run}"):
             start()
-    process.kill()
-    process.join()
+    miniature.kill(process)
     folder.open_run(run, spec)
     assert (run / ".lock").read_text() == str(os.getpid())
     folder.unlock(run)

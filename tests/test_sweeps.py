@@ -1,7 +1,5 @@
 """A run with members: each a run of its own, exactly resumable, all in one record."""
 
-import os
-import signal
 import statistics
 import time
 
@@ -98,8 +96,7 @@ def test_a_killed_sweep_continues(repository, finished):
     while not list(run.glob(f"members/{NAMES[2]}/checkpoints/*{60:03d}.safetensors")):
         assert process.is_alive(), (repository / "log").read_text()
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    miniature.kill(process)
     assert not (run / "record.json").exists()
     before = {path: path.stat().st_mtime_ns for path in run.glob("members/*/checkpoints/*")}
     before = {path: t for path, t in before.items() if path.parts[-3] in NAMES[:2]}
@@ -135,8 +132,7 @@ def test_one_who_works_in_a_member_keeps_others_out_of_it(repository, monkeypatc
         time.sleep(0.001)
     with pytest.raises(FolderError, match=f"process {process.pid} works in {place}"):
         sweeps.members(spec, run, None, "build")
-    process.kill()
-    process.join()
+    miniature.kill(process)
 
 
 def test_the_estimate_of_a_sweep_is_the_sum_of_its_members(repository):
