@@ -93,9 +93,14 @@ def presets_command(method: str | None) -> None:
 
 @main.command()
 @preset_arguments
-@click.option("--gpu", default="H100", show_default=True, help="Card the time is stated for.")
 @click.option(
-    "--utilisation", default=0.3, show_default=True, help="Share of the card's peak reached."
+    "--gpu", default="H100", show_default=True, help="Card the time is stated for."
+)
+@click.option(
+    "--utilisation",
+    default=0.3,
+    show_default=True,
+    help="Share of the card's peak reached.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate(
@@ -117,8 +122,12 @@ def estimate(
 @main.command()
 @preset_arguments
 @click.option("--out", help="Run folder.  [default: runs/METHOD-PRESET]")
-@click.option("--processes", default=1, show_default=True, help="Training processes (torchrun).")
-@click.option("--prepare", is_flag=True, help="Only write DIR/spec.json, for `train DIR`.")
+@click.option(
+    "--processes", default=1, show_default=True, help="Training processes (torchrun)."
+)
+@click.option(
+    "--prepare", is_flag=True, help="Only write DIR/spec.json, for `train DIR`."
+)
 @click.option(
     "--where",
     type=click.Choice(["local", "slurm"]),
@@ -171,7 +180,9 @@ def sample(folder: Path) -> None:
 
 @main.command()
 @click.argument("method", required=False)
-@click.option("--keep", metavar="DIR", help="Copy the record of the run in DIR to results/.")
+@click.option(
+    "--keep", metavar="DIR", help="Copy the record of the run in DIR to results/."
+)
 def results(method: str | None, keep: str | None) -> None:
     """The table of recorded runs beside the published figures."""
     from diffbook_lib.runs import results

@@ -26,7 +26,9 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
-def check(name: str, left: Any, right: Any, *, rtol: float = 1e-6, atol: float = 0.0) -> None:
+def check(
+    name: str, left: Any, right: Any, *, rtol: float = 1e-6, atol: float = 0.0
+) -> None:
     """Compares two independent computations element by element.
 
     They agree where |left - right| <= atol + rtol * max(|left|, |right|). Shapes must match, and
@@ -35,7 +37,9 @@ def check(name: str, left: Any, right: Any, *, rtol: float = 1e-6, atol: float =
     one object given as both sides.
     """
     if left is right:
-        raise ValueError(f"{name}: both sides are the same object, which checks nothing")
+        raise ValueError(
+            f"{name}: both sides are the same object, which checks nothing"
+        )
     if not (rtol >= 0 and atol >= 0):
         raise ValueError(f"{name}: rtol={rtol} and atol={atol} must be 0 or more")
     failure, report = _compare(_numbers(left), _numbers(right), rtol, atol)
@@ -54,7 +58,10 @@ def check_less(name: str, left: Any, right: Any) -> None:
     pair = f"{small.flatten()[worst]:.4g} < {large.flatten()[worst]:.4g}"
     if gap.min() <= 0:
         raise CheckFailed(f"{name}: {pair} does not hold{_at(gap, worst)}")
-    print(f"✓ {name}: {pair}" + (f", the closest of {_points(gap)}" if gap.numel() > 1 else ""))
+    print(
+        f"✓ {name}: {pair}"
+        + (f", the closest of {_points(gap)}" if gap.numel() > 1 else "")
+    )
 
 
 def check_within(name: str, value: Any, low: float, high: float) -> None:
@@ -67,8 +74,12 @@ def check_within(name: str, value: Any, low: float, high: float) -> None:
     worst = int(outside.argmax())
     if outside.max() > 0:
         number = f"{values.flatten()[worst]:.4g}"
-        raise CheckFailed(f"{name}: {number} is not in [{low:g}, {high:g}]{_at(values, worst)}")
-    shown = f"{values.min():.4g}" + (f" to {values.max():.4g}" if values.numel() > 1 else "")
+        raise CheckFailed(
+            f"{name}: {number} is not in [{low:g}, {high:g}]{_at(values, worst)}"
+        )
+    shown = f"{values.min():.4g}" + (
+        f" to {values.max():.4g}" if values.numel() > 1 else ""
+    )
     print(f"✓ {name}: {shown} in [{low:g}, {high:g}]")
 
 
@@ -82,7 +93,10 @@ def exercise(name: str, judge: Judge) -> None:
 
 
 def like(
-    reference: Answer, *arguments: Sequence[Any], rtol: float = 1e-6, atol: float = 0.0
+    reference: Answer,
+    *arguments: Sequence[Any],
+    rtol: float = 1e-6,
+    atol: float = 0.0,
 ) -> Judge:
     """A judge that compares a function with `reference` at each tuple of arguments."""
     if not arguments:
@@ -108,12 +122,20 @@ def check_exercise(name: str, function: Answer) -> None:
     wrong, and ValueError for an exercise that the page has not set."""
     if name not in EXERCISES:
         near = difflib.get_close_matches(name, EXERCISES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {sorted(EXERCISES)}"
-        raise ValueError(f"no exercise {name!r}; {hint} (run the page from the top first)")
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"known here: {sorted(EXERCISES)}"
+        )
+        raise ValueError(
+            f"no exercise {name!r}; {hint} (run the page from the top first)"
+        )
     try:
         verdict = EXERCISES[name](function)
     except Exception as error:
-        raise CheckFailed(f"{name}: your function raised {type(error).__name__}: {error}") from None
+        raise CheckFailed(
+            f"{name}: your function raised {type(error).__name__}: {error}"
+        ) from None
     if verdict:
         raise CheckFailed(f"{name}: {verdict}")
     print(f"✓ {name}: right")
@@ -128,7 +150,9 @@ def _numbers(value: Any) -> Tensor:
     return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
-def _compare(left: Tensor, right: Tensor, rtol: float, atol: float) -> tuple[str, str]:
+def _compare(
+    left: Tensor, right: Tensor, rtol: float, atol: float
+) -> tuple[str, str]:
     """(what is wrong, "") or ("", what was found)."""
     if left.shape != right.shape:
         return f"shapes differ, {tuple(left.shape)} and {tuple(right.shape)}", ""
@@ -156,7 +180,9 @@ def _all_finite(name: str, values: Tensor) -> None:
     if values.numel() == 0:
         raise CheckFailed(f"{name}: nothing to compare, the value is empty")
     if not values.isfinite().all():
-        raise CheckFailed(f"{name}: {int((~values.isfinite()).sum())} values are not finite")
+        raise CheckFailed(
+            f"{name}: {int((~values.isfinite()).sum())} values are not finite"
+        )
 
 
 def _points(values: Tensor) -> str:
@@ -183,6 +209,9 @@ def _factor(got: Tensor, expected: Tensor) -> str:
     if got.shape != expected.shape or not (expected != 0).all():
         return ""
     ratio = got / expected
-    if not ratio.isfinite().all() or (ratio - ratio.mean()).abs().max() > 1e-6 * ratio.abs().max():
+    if (
+        not ratio.isfinite().all()
+        or (ratio - ratio.mean()).abs().max() > 1e-6 * ratio.abs().max()
+    ):
         return ""
     return f" (yours is {ratio.mean():.6g} times the answer everywhere)"

@@ -40,7 +40,9 @@ class Classic:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"the decay is {self.decay}; it must lie in [0, 1), such as 0.999")
+            raise ValueError(
+                f"the decay is {self.decay}; it must lie in [0, 1), such as 0.999"
+            )
 
     @property
     def name(self) -> str:
@@ -143,7 +145,8 @@ class EMA:
         self.profile, self.batch = profile, batch
         self.updates = 0
         self.parameters = {
-            name: p.detach().to(torch.float32, copy=True) for name, p in net.named_parameters()
+            name: p.detach().to(torch.float32, copy=True)
+            for name, p in net.named_parameters()
         }
         self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
 
@@ -161,7 +164,9 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, net: nn.Module) -> None:
         """Give the network the averaged weights and the latest buffers."""
-        for p, average in zip(net.parameters(), self.parameters.values(), strict=True):
+        for p, average in zip(
+            net.parameters(), self.parameters.values(), strict=True
+        ):
             p.copy_(average)
         for b, kept in zip(net.buffers(), self.buffers.values(), strict=True):
             b.copy_(kept)
@@ -177,7 +182,9 @@ class EMA:
         """Take over what `state_dict` gave; ValueError if the names differ."""
         own = self.parameters | self.buffers
         if different := sorted(set(state) ^ {*own, "updates"}):
-            raise ValueError(f"this average belongs to another network; they differ in {different}")
+            raise ValueError(
+                f"this average belongs to another network; they differ in {different}"
+            )
         self.updates = int(state["updates"])
         for name, tensor in own.items():
             tensor.copy_(state[name])

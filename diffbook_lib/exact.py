@@ -31,7 +31,9 @@ class World:
         x) where `side` is -1. Small values are right to the last digits."""
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, sigma: Level, label: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Level, label: Tensor | None = None
+    ) -> Tensor:
         mean: Tensor = self.posterior_mean(x.reshape(len(x), -1), sigma)
         return mean.reshape(x.shape).to(x.dtype)
 
@@ -53,7 +55,9 @@ class World:
                 f"the flow has a closed form only for d = 1 here, this world has d = {self.dim}"
             )
         x = x.double()
-        side = torch.where(self.cdf(x, start) <= 0.5, 1.0, -1.0)  # measure from the nearer end
+        side = torch.where(
+            self.cdf(x, start) <= 0.5, 1.0, -1.0
+        )  # measure from the nearer end
         tail = self.cdf(x, start, side)
         reach = float(x.abs().max()) + 10 * (1 + start + end)
         low, high = torch.full_like(x, -reach), torch.full_like(x, reach)
@@ -73,7 +77,9 @@ class GaussianMixture(World):
     means (K, d), covariances (K, d, d) positive semi-definite, weights (K,) or equal.
     """
 
-    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, means: Tensor, covariances: Tensor, weights: Tensor | None = None
+    ) -> None:
         self.means = means.double()
         modes, self.dim = self.means.shape
         if covariances.shape != (modes, self.dim, self.dim):
@@ -84,9 +90,13 @@ class GaussianMixture(World):
         self.covariances = covariances.double()
         weights = torch.ones(modes) if weights is None else weights
         self.weights = weights.double() / weights.double().sum()
-        variances, self._axes = torch.linalg.eigh(self.covariances)  # (K, d), (K, d, d)
+        variances, self._axes = torch.linalg.eigh(
+            self.covariances
+        )  # (K, d), (K, d, d)
         if variances.min() < -1e-9 * variances.max() or self.weights.min() < 0:
-            raise ValueError("covariances must be positive semi-definite and weights 0 or more")
+            raise ValueError(
+                "covariances must be positive semi-definite and weights 0 or more"
+            )
         self._variances = variances.clamp(min=0)
 
     @classmethod
@@ -95,20 +105,28 @@ class GaussianMixture(World):
     ) -> "GaussianMixture":
         """All modes with covariance std^2 I."""
         modes, dim = means.shape
-        return cls(means, std**2 * torch.eye(dim).expand(modes, dim, dim).double(), weights)
+        return cls(
+            means, std**2 * torch.eye(dim).expand(modes, dim, dim).double(), weights
+        )
 
     @classmethod
     def grid(cls, std: float = 0.04) -> "GaussianMixture":
         """The nine modes of the CLD paper's toy: a 3×3 grid turned by 45 degrees, its
         corners at distance 0.71 from the middle."""
         a = math.sqrt(0.5)
-        steps = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).double()
-        turned = torch.stack([steps[:, 0] + steps[:, 1], steps[:, 0] - steps[:, 1]], dim=1)
+        steps = torch.cartesian_prod(
+            torch.arange(-1, 2), torch.arange(-1, 2)
+        ).double()
+        turned = torch.stack(
+            [steps[:, 0] + steps[:, 1], steps[:, 0] - steps[:, 1]], dim=1
+        )
         return cls.isotropic(turned * a / 2, std)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n points (n, d)."""
-        mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        mode = torch.multinomial(
+            self.weights, n, replacement=True, generator=generator
+        )
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         scaled = self._variances[mode].sqrt() * noise
         return self.means[mode] + torch.einsum("nij,nj->ni", self._axes[mode], scaled)
@@ -127,19 +145,25 @@ class GaussianMixture(World):
     def posterior_mean(self, x: Tensor, sigma: Level) -> Tensor:
         along, variance = self._coordinates(x, sigma)
         share = self._log_joint(along, variance).softmax(dim=1)
-        shrunk = torch.einsum("kij,nkj->nki", self._axes, along * self._variances / variance)
+        shrunk = torch.einsum(
+            "kij,nkj->nki", self._axes, along * self._variances / variance
+        )
         return torch.einsum("nk,nki->ni", share, self.means + shrunk)
 
     def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         std = (self._variances[:, 0] + _column(sigma, x) ** 2).sqrt()
-        return (_normal_cdf(side * (x - self.means[:, 0]) / std) * self.weights).sum(-1, True)
+        return (_normal_cdf(side * (x - self.means[:, 0]) / std) * self.weights).sum(
+            -1, True
+        )
 
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:
         """As `World.flow`; with a single mode in any dimension, where each principal
         axis is scaled by the ratio of its standard deviations."""
         if len(self.means) > 1:
             return super().flow(x, start, end)
-        ratio = ((self._variances[0] + end**2) / (self._variances[0] + start**2)).sqrt()
+        ratio = (
+            (self._variances[0] + end**2) / (self._variances[0] + start**2)
+        ).sqrt()
         axes = self._axes[0]
         moved: Tensor = (x.double() - self.means) @ axes * ratio @ axes.T
         return self.means + moved
@@ -176,13 +200,17 @@ class FiniteData(World):
     def __init__(self, points: Tensor, dtype: torch.dtype = torch.float64) -> None:
         self.points, self.dtype = points.reshape(len(points), -1), dtype
         self.dim = self.points.shape[1]
-        self._half_norms = torch.empty(len(points), dtype=torch.float64, device=points.device)
+        self._half_norms = torch.empty(
+            len(points), dtype=torch.float64, device=points.device
+        )
         rest = self._half_norms
         for part in self._chunks(torch.float64, points.device, 1):
             torch.sum(part.square() / 2, dim=1, out=rest[: len(part)])
             rest = rest[len(part) :]
 
-    def _chunks(self, dtype: torch.dtype, device: torch.device, n: int) -> Iterator[Tensor]:
+    def _chunks(
+        self, dtype: torch.dtype, device: torch.device, n: int
+    ) -> Iterator[Tensor]:
         """The points in chunks (c, d) that have no more than `CHUNK` numbers, nor
         pairs with n others."""
         rows = max(1, CHUNK // max(self.dim, n))
@@ -196,8 +224,13 @@ class FiniteData(World):
         variance = _column(sigma, x) ** 2  # (n, 1) or (1, 1)
         found = torch.tensor(-math.inf, dtype=torch.float64, device=x.device)
         for points in self._chunks(x.dtype, x.device, len(x)):
-            squared = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-            found = torch.logaddexp(found, (-squared / (2 * variance)).logsumexp(dim=1))
+            squared = (
+                torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist")
+                ** 2
+            )
+            found = torch.logaddexp(
+                found, (-squared / (2 * variance)).logsumexp(dim=1)
+            )
         normaliser = self.dim / 2 * (2 * math.pi * variance[:, 0]).log()
         return found - normaliser - math.log(len(self.points))
 

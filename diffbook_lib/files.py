@@ -40,10 +40,14 @@ def cache_folder() -> Path:
     decoded pictures, trained classifiers, reference features."""
     import pooch
 
-    return Path(os.environ.get("DIFFBOOK_CACHE") or pooch.os_cache("diffbook")).expanduser()
+    return Path(
+        os.environ.get("DIFFBOOK_CACHE") or pooch.os_cache("diffbook")
+    ).expanduser()
 
 
-def cached_tensors(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(
+    name: str, build: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Tensors that are slow to build, kept in `cache_folder()` under `name`, such as
     "decoded/celeba-64".
 
@@ -55,7 +59,9 @@ def cached_tensors(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[st
         try:
             return read_tensors(path)[0]
         except (OSError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}); it is made anew", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged ({error}); it is made anew", stacklevel=2
+            )
     tensors = build()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,14 +71,18 @@ def cached_tensors(name: str, build: Callable[[], dict[str, Tensor]]) -> dict[st
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]
+) -> None:
     """Write tensors and `info`, as JSON, to a safetensors file, whole or not at all, with a
     SHA-256 over both. Tensors may share memory. Raises OSError if the disk refuses."""
     from safetensors.torch import save
 
     text = json.dumps(info, allow_nan=False)
     plain = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        name: tensor.detach().to(
+            "cpu", copy=True, memory_format=torch.contiguous_format
+        )
         for name, tensor in tensors.items()
     }
     atomic_write(path, save(plain, {"info": text, "sha256": _digest(text, plain)}))
@@ -88,9 +98,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as content:
             header = content.metadata() or {}
-            tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
+            tensors = {
+                name: content.get_tensor(name).clone() for name in content.keys()
+            }  # noqa: SIM118
         if header["sha256"] != _digest(header["info"], tensors):
-            raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
+            raise ValueError(
+                f"{path} is damaged: its SHA-256 does not match its content"
+            )
         info: dict[str, Any] = json.loads(header["info"])
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -40,7 +40,9 @@ def log_density(
 
     counted = CountCalls(score)
 
-    def slopes(t: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def slopes(
+        t: Tensor, parts: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, v, _ = parts
         t = t.double().expand(len(v))
         with torch.enable_grad():
@@ -52,7 +54,9 @@ def log_density(
     start = (*state, state.v.new_zeros(len(state.v)))
     interval = torch.tensor([eps, 1.0], dtype=torch.float64, device=state.x.device)
     within = {"step_t": interval[1:]}  # no call beyond the end
-    x, v, changes = odeint(slopes, start, interval, rtol=rtol, atol=atol, options=within)
+    x, v, changes = odeint(
+        slopes, start, interval, rtol=rtol, atol=atol, options=within
+    )
     end = State(x[-1], v[-1])
     prior = process.prior_log_density(end)
     return Likelihood(prior.x + prior.v + changes[-1], end, counted.nfe)

@@ -65,8 +65,12 @@ class CLD(Langevin):
         super().__post_init__()
         self._require("loss_eps", "must lie between 0 and 1", 0 < self.loss_eps < 1)
         for name, allowed in (("objective", OBJECTIVES), ("weighting", WEIGHTINGS)):
-            self._require(name, f"must be one of {allowed}", getattr(self, name) in allowed)
-        times = torch.logspace(math.log10(self.loss_eps), 0, 32, dtype=torch.float64, device="cpu")
+            self._require(
+                name, f"must be one of {allowed}", getattr(self, name) in allowed
+            )
+        times = torch.logspace(
+            math.log10(self.loss_eps), 0, 32, dtype=torch.float64, device="cpu"
+        )
         if not bool((self.kernel(times).L.vv > 0).all()):
             raise ValueError(
                 f"the covariance of (x, v) is not positive definite in float64 with eps_num "
@@ -91,13 +95,17 @@ class CLD(Langevin):
         noise (paper Appendix B.3)."""
         return 1 / self.kernel(t).L.vv
 
-    def perturb(self, x0: Tensor, t: Tensor, noise: State, v0: Tensor | None = None) -> State:
+    def perturb(
+        self, x0: Tensor, t: Tensor, noise: State, v0: Tensor | None = None
+    ) -> State:
         """A sample of the kernel, mean F (x_0, v_0) plus L noise. "dsm" needs v_0;
         "hsm" has averaged over it, its mean is 0. Raises ValueError for a v_0 too
         many or too few."""
         if (v0 is None) != (self.objective == "hsm"):
             told = "takes no v0" if self.objective == "hsm" else "needs v0"
-            raise ValueError(f"perturb {told}, because objective is {self.objective!r}")
+            raise ValueError(
+                f"perturb {told}, because objective is {self.objective!r}"
+            )
         return _sample(self.kernel(t), x0, noise, v0)
 
     def alpha(
@@ -121,7 +129,9 @@ class CLD(Langevin):
 
         def score(state: State, t: Tensor) -> Tensor:
             kernel = self.kernel(t)
-            return -self.alpha(net, state, t, kernel, label) / expand(kernel.L.vv, state.v)
+            return -self.alpha(net, state, t, kernel, label) / expand(
+                kernel.L.vv, state.v
+            )
 
         return score
 
@@ -139,7 +149,9 @@ class CLD(Langevin):
         u = rng.uniform((len(x0),), source, dtype=torch.float64)
         t = self.loss_eps + (1 - self.loss_eps) * u
         draws = 2 if self.objective == "hsm" else 3
-        x, v, *start = rng.normal((len(x0), draws, *x0.shape[1:]), source, x0.dtype).unbind(1)
+        x, v, *start = rng.normal(
+            (len(x0), draws, *x0.shape[1:]), source, x0.dtype
+        ).unbind(1)
         v0 = math.sqrt(self.gamma * self.M) * start[0] if start else None
         kernel = self.kernel(t)
         return CLDDraw(_sample(kernel, x0, State(x, v), v0), t, v, kernel)
@@ -148,12 +160,19 @@ class CLD(Langevin):
         """The weighted squared error of the velocity noise, summed over dimensions,
         (batch,)."""
         state, t, noise, kernel = draw
-        error = (noise - self.alpha(net, state, t, kernel, label)).square().flatten(1).sum(dim=1)
+        error = (
+            (noise - self.alpha(net, state, t, kernel, label))
+            .square()
+            .flatten(1)
+            .sum(dim=1)
+        )
         if self.weighting == "reweightedv2":
             return error  # of weight 1
         return error * self.weight(t, kernel).to(error.dtype)
 
-    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
+    def loss(
+        self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None
+    ) -> Tensor:
         """`error` at a `draw`."""
         return self.error(net, self.draw(x0, source), label)
 
@@ -161,7 +180,11 @@ class CLD(Langevin):
 def _sample(kernel: Kernel, x0: Tensor, noise: State, v0: Tensor | None) -> State:
     F, L, _ = kernel
     x = expand(F.xx, x0) * x0 + expand(L.xx, x0) * noise.x
-    v = expand(F.vx, x0) * x0 + expand(L.vx, x0) * noise.x + expand(L.vv, x0) * noise.v
+    v = (
+        expand(F.vx, x0) * x0
+        + expand(L.vx, x0) * noise.x
+        + expand(L.vv, x0) * noise.v
+    )
     if v0 is None:
         return State(x, v)
     return State(x + expand(F.xv, x0) * v0, v + expand(F.vv, x0) * v0)

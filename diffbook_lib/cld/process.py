@@ -83,9 +83,13 @@ class Langevin:
 
     def __post_init__(self) -> None:
         self._require("M", "must be positive", self.M > 0)
-        self._require("Gamma", "must be positive, or None", self.Gamma is None or self.Gamma > 0)
+        self._require(
+            "Gamma", "must be positive, or None", self.Gamma is None or self.Gamma > 0
+        )
         self._require("beta0", "must be positive", self.beta0 > 0)
-        self._require("beta1", "must keep beta(1) positive", self.beta0 + self.beta1 > 0)
+        self._require(
+            "beta1", "must keep beta(1) positive", self.beta0 + self.beta1 > 0
+        )
         self._require("gamma", "must be positive", self.gamma > 0)
         self._require("eps_num", "must be 0 or more", self.eps_num >= 0)
 
@@ -121,7 +125,9 @@ class Langevin:
         m = -self.friction / (2 * self.M)
         d = 0.0 if self.Gamma is None else m**2 - 1 / self.M
         root = math.sqrt(abs(d))
-        if d > 0:  # two real rates, product 1/M: the slower one from the faster, not by subtraction
+        if (
+            d > 0
+        ):  # two real rates, product 1/M: the slower one from the faster, not by subtraction
             slow, gap = torch.exp(B / (self.M * (m - root))), -2 * root * B
             c, s = (
                 slow * (1 + torch.exp(gap)) / 2,
@@ -135,7 +141,9 @@ class Langevin:
         slope = m * s
         return Flow(c - slope, sign / self.M * s, -sign * s, c + slope)
 
-    def noise_covariance(self, B: Tensor, sign: float = 1.0, F: Flow | None = None) -> Covariance:
+    def noise_covariance(
+        self, B: Tensor, sign: float = 1.0, F: Flow | None = None
+    ) -> Covariance:
         """What the noise alone has added after B: the integral over s in [0, B] of
         2 Gamma f(s) f(s)^T, f the second column of the flow.
 
@@ -152,11 +160,17 @@ class Langevin:
         small = B * rates < 1
         return Covariance(
             torch.where(small, (w * f.xv**2).sum(-1), 1 - F.xx**2 - self.M * F.xv**2),
-            torch.where(small, (w * f.xv * f.vv).sum(-1), -F.xx * F.vx - self.M * F.xv * F.vv),
-            torch.where(small, (w * f.vv**2).sum(-1), self.M - F.vx**2 - self.M * F.vv**2),
+            torch.where(
+                small, (w * f.xv * f.vv).sum(-1), -F.xx * F.vx - self.M * F.xv * F.vv
+            ),
+            torch.where(
+                small, (w * f.vv**2).sum(-1), self.M - F.vx**2 - self.M * F.vv**2
+            ),
         )
 
-    def covariance(self, t: Time, var_x: float = 0.0, var_v: float | None = None) -> Covariance:
+    def covariance(
+        self, t: Time, var_x: float = 0.0, var_v: float | None = None
+    ) -> Covariance:
         """Sigma_t (paper Appendix B.1) when the state starts with variances var_x and
         var_v.
 
@@ -167,7 +181,9 @@ class Langevin:
         B = self.B(t)
         F = self.flow(B)
         Q = self.noise_covariance(B, F=F)
-        Q = Covariance(Q.xx + var_x * F.xx**2, Q.xv + var_x * F.xx * F.vx, Q.vv + var_x * F.vx**2)
+        Q = Covariance(
+            Q.xx + var_x * F.xx**2, Q.xv + var_x * F.xx * F.vx, Q.vv + var_x * F.vx**2
+        )
         return self._started(Q, F, var_v)
 
     def _started(self, Q: Covariance, F: Flow, var_v: float) -> Covariance:
@@ -187,9 +203,13 @@ class Langevin:
 
     def prior_log_density(self, state: State) -> State:
         """Its log density, of positions and of velocities, each (batch,)."""
-        return State(normal_log_density(state.x, 1.0), normal_log_density(state.v, self.M))
+        return State(
+            normal_log_density(state.x, 1.0), normal_log_density(state.v, self.M)
+        )
 
-    def marginal(self, data: exact.GaussianMixture, t: float) -> exact.GaussianMixture:
+    def marginal(
+        self, data: exact.GaussianMixture, t: float
+    ) -> exact.GaussianMixture:
         """The exact law of (x_t, v_t), without eps_num: again a mixture, over 2d
         dimensions, x first."""
         B = self.B(t)
@@ -200,7 +220,9 @@ class Langevin:
         noise = torch.stack([added.xx, added.xv, added.xv, added.vv]).reshape(2, 2)
         eye = torch.eye(data.dim, dtype=torch.float64)
         flow, noise = torch.kron(flow, eye), torch.kron(noise, eye)
-        start = torch.zeros(len(data.means), 2 * data.dim, 2 * data.dim, dtype=torch.float64)
+        start = torch.zeros(
+            len(data.means), 2 * data.dim, 2 * data.dim, dtype=torch.float64
+        )
         start[:, : data.dim, : data.dim] = data.covariances
         start[:, data.dim :, data.dim :] = self.gamma * self.M * eye
         means = torch.cat([data.means, torch.zeros_like(data.means)], dim=1) @ flow.T
@@ -214,11 +236,17 @@ class Langevin:
             if not bool((t == t[0]).all()):
                 raise ValueError("exact_score takes one time for the whole batch")
             u = torch.cat(state, dim=1)
-            return self.marginal(data, float(t[0])).score(u)[:, data.dim :].to(state.v.dtype)
+            return (
+                self.marginal(data, float(t[0]))
+                .score(u)[:, data.dim :]
+                .to(state.v.dtype)
+            )
 
         return score
 
-    def reverse_drift(self, score: Score, state: State, t: Tensor, ode: bool = False) -> State:
+    def reverse_drift(
+        self, score: Score, state: State, t: Tensor, ode: bool = False
+    ) -> State:
         """Drift of the reverse SDE in reverse time: dx = -v/M beta, dv = (x + Gamma v
         / M + 2 Gamma score) beta. The probability-flow ODE has the same marginals
         with half the score and no noise."""

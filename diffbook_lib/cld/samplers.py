@@ -47,7 +47,9 @@ def euler_maruyama(
         t, h = filled(start, state.x), start - end
         drift = process.reverse_drift(score, state, t)
         spread = (2 * process.friction * process.beta(start) * h).sqrt()
-        state = State(state.x + h * drift.x, state.v + h * drift.v + spread * noise(i))
+        state = State(
+            state.x + h * drift.x, state.v + h * drift.v + spread * noise(i)
+        )
         yield state
     yield _last_drift(process, state, end)
 
@@ -70,10 +72,14 @@ def sscs(
     """
     for i, (start, end) in enumerate(steps(times)):
         middle = (start + end) / 2
-        state = half_step(process, state, start, middle, State(noise(4 * i), noise(4 * i + 1)))
+        state = half_step(
+            process, state, start, middle, State(noise(4 * i), noise(4 * i + 1))
+        )
         state = score_step(process, score, state, start, start - end)
         half = (start, middle) if released else (middle, end)
-        state = half_step(process, state, *half, State(noise(4 * i + 2), noise(4 * i + 3)))
+        state = half_step(
+            process, state, *half, State(noise(4 * i + 2), noise(4 * i + 3))
+        )
         yield state
     yield _last_drift(process, state, end)
 
@@ -92,9 +98,15 @@ def sscs2(
     rest = torch.zeros_like(state.v)  # at t = 1 the velocity has its stationary score
     for i, (start, end) in enumerate(steps(times)):
         middle = (start + end) / 2
-        state = half_step(process, state, start, middle, State(noise(4 * i), noise(4 * i + 1)))
-        state, rest = midpoint_score_step(process, score, state, start, end, rest, data_var)
-        state = half_step(process, state, middle, end, State(noise(4 * i + 2), noise(4 * i + 3)))
+        state = half_step(
+            process, state, start, middle, State(noise(4 * i), noise(4 * i + 1))
+        )
+        state, rest = midpoint_score_step(
+            process, score, state, start, end, rest, data_var
+        )
+        state = half_step(
+            process, state, middle, end, State(noise(4 * i + 2), noise(4 * i + 3))
+        )
         yield state
     yield _last_drift(process, state, end)
 
@@ -122,7 +134,9 @@ def half_step(
     )
 
 
-def score_step(process: Langevin, score: Score, state: State, t: Tensor, h: Tensor) -> State:
+def score_step(
+    process: Langevin, score: Score, state: State, t: Tensor, h: Tensor
+) -> State:
     """The part S, dv = 2 Gamma (score + v / M) beta with x at rest, by one Euler
     step. It does nothing where the velocity has its stationary score, -v / M."""
     push = score(state, filled(t, state.x)) + state.v / process.M
@@ -153,7 +167,9 @@ def midpoint_score_step(
     J = pull * (slope + 1 / process.M)
     x, v = state
     halfway = _exponential_step(J, b / 2, v, rest)
-    push = pull * (score(State(x, halfway), filled(middle, state.x)) + halfway / process.M)
+    push = pull * (
+        score(State(x, halfway), filled(middle, state.x)) + halfway / process.M
+    )
     rest = push - J * halfway
     return State(x, _exponential_step(J, b, v, rest)), rest
 
@@ -204,7 +220,9 @@ def probability_flow(
     interval = torch.tensor([0, 1 - eps], dtype=torch.float64, device=state.x.device)
     within = {"step_t": interval[1:]}  # no call beyond the end
     x, v = odeint(slope, tuple(state), interval, rtol=rtol, atol=atol, options=within)
-    end = _last_drift(process, State(x[-1], v[-1]), torch.tensor(eps, dtype=torch.float64))
+    end = _last_drift(
+        process, State(x[-1], v[-1]), torch.tensor(eps, dtype=torch.float64)
+    )
     return Sample(end.x, counted.nfe)
 
 

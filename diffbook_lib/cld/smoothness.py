@@ -46,5 +46,9 @@ def jacobian_norm(net: Net, u: Tensor, t: Tensor) -> Tensor:
     ...), exact: one backward pass an output dimension."""
     u = u.detach().requires_grad_()
     outputs = net(u, t, None).flatten(1).unbind(dim=1)
-    rows = [torch.autograd.grad(out.sum(), u, retain_graph=True)[0] for out in outputs]
-    return torch.stack([row.flatten(1).square().sum(dim=1) for row in rows]).sum(dim=0)
+    rows = [
+        torch.autograd.grad(out.sum(), u, retain_graph=True)[0] for out in outputs
+    ]
+    return torch.stack([row.flatten(1).square().sum(dim=1) for row in rows]).sum(
+        dim=0
+    )

@@ -58,7 +58,9 @@ class Found(NamedTuple):
 
 def data_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else the one DIFFBOOK_DATA names, else the user's cache."""
-    return Path(folder or os.environ.get("DIFFBOOK_DATA") or cache_folder()).expanduser()
+    return Path(
+        folder or os.environ.get("DIFFBOOK_DATA") or cache_folder()
+    ).expanduser()
 
 
 @dataclass
@@ -106,11 +108,19 @@ class Store:
         failures = []
         for url in file.urls:
             try:
-                return Path(pooch.retrieve(url, file.checksum, file.name, target, progressbar=True))
+                return Path(
+                    pooch.retrieve(
+                        url, file.checksum, file.name, target, progressbar=True
+                    )
+                )
             except Exception as error:
                 failures.append(f"{url}: {error}")
         reason = "; ".join(failures)
-        kind = ChecksumError if "does not match the known hash" in reason else MissingDataError
+        kind = (
+            ChecksumError
+            if "does not match the known hash" in reason
+            else MissingDataError
+        )
         steps = file.steps or f"Download it from {' or '.join(file.urls)}"
         raise kind(
             f"data set {dataset}: {file.name} ({file.checksum}) is not in "
@@ -135,7 +145,13 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     read = _folder if path.is_dir() else _zip if path.suffix == ".zip" else _tar
     try:
         yield from read(path, wanted)
-    except (EOFError, OSError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (
+        EOFError,
+        OSError,
+        zlib.error,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ) as error:
         raise _damaged(path, error) from error
 
 
@@ -156,7 +172,9 @@ def stamp(path: Path) -> str:
     """16 hexadecimal digits that change when a file, or any file of a folder, is replaced: made
     of names, sizes and times, for what is too large to be read whole at each start."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    ]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
@@ -171,16 +189,22 @@ def gunzip(path: Path) -> bytes:
 
 
 def _damaged(path: Path, error: Exception) -> ArchiveError:
-    return ArchiveError(f"{path} is damaged or cut off ({error}). Delete it and obtain it anew")
+    return ArchiveError(
+        f"{path} is damaged or cut off ({error}). Delete it and obtain it anew"
+    )
 
 
 def _check_member(path: Path, name: str, plain: bool) -> str:
     """The member's name without a leading `./`, if it is a plain file inside the archive."""
     parts = PureWindowsPath(name)
     if parts.drive or parts.root or ".." in parts.parts:
-        raise ArchiveError(f"{path} is unsafe: its member {name!r} leads outside; nothing was read")
+        raise ArchiveError(
+            f"{path} is unsafe: its member {name!r} leads outside; nothing was read"
+        )
     if not plain:
-        raise ArchiveError(f"{path} is unsafe: its member {name!r} is a link or a device")
+        raise ArchiveError(
+            f"{path} is unsafe: its member {name!r} is a link or a device"
+        )
     return str(PurePosixPath(name))
 
 
@@ -188,7 +212,11 @@ def _tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     with tarfile.open(path) as archive:
         for member in archive:
             name = _check_member(path, member.name, member.isfile() or member.isdir())
-            content = archive.extractfile(member) if member.isfile() and wanted(name) else None
+            content = (
+                archive.extractfile(member)
+                if member.isfile() and wanted(name)
+                else None
+            )
             if content is not None:
                 yield name, content.read()
         while archive.fileobj and archive.fileobj.read(2**20):
@@ -199,7 +227,8 @@ def _zip(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         names = [
-            _check_member(path, i.filename, not stat.S_ISLNK(i.external_attr >> 16)) for i in infos
+            _check_member(path, i.filename, not stat.S_ISLNK(i.external_attr >> 16))
+            for i in infos
         ]
         for info, name in zip(infos, names, strict=True):
             if not info.is_dir() and wanted(name):

@@ -44,7 +44,9 @@ def form(path: Path, levels: int = 0) -> Form:
         labels = _labels(path, file, outline.shape[0] if outline.ndim else 0)
     outline = _channels_first(path, outline)
     if outline.numel() * outline.element_size() > MEMORY_LIMIT:
-        raise ArchiveError(f"{path} holds more than 16 GiB of examples; give a part of them")
+        raise ArchiveError(
+            f"{path} holds more than 16 GiB of examples; give a part of them"
+        )
     kind: Kind = "images" if outline.ndim == 4 else "points"
     if kind == "points" and not outline.is_floating_point():
         kind = "text"
@@ -64,7 +66,9 @@ def read(path: Path, levels: int = 0) -> tuple[Tensor, Tensor | None]:
     low, high = examples.min().item(), examples.max().item()
     if count is None:
         if not -1 - 1e-6 <= low <= high <= 1 + 1e-6:
-            raise ArchiveError(f"{path} holds values from {low} to {high}; scale to [-1, 1]")
+            raise ArchiveError(
+                f"{path} holds values from {low} to {high}; scale to [-1, 1]"
+            )
         return examples.to(torch.float32), labels
     if low < 0 or high >= count:
         raise ArchiveError(
@@ -88,7 +92,14 @@ def _open(path: Path) -> Iterator[_File]:
     from safetensors import SafetensorError
 
     opener = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}[path.suffix]
-    broken = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, SafetensorError)
+    broken = (
+        OSError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        SafetensorError,
+    )
     try:
         with opener(path) as file:
             yield file
@@ -102,12 +113,17 @@ def _open(path: Path) -> Iterator[_File]:
 def _npy(path: Path) -> Iterator[_File]:
     with path.open("rb") as stream:
         outline = _header(stream, path)
-    yield _File([""], lambda _: outline, lambda _: _plain(np.load(path, allow_pickle=False)))
+    yield _File(
+        [""], lambda _: outline, lambda _: _plain(np.load(path, allow_pickle=False))
+    )
 
 
 @contextmanager
 def _npz(path: Path) -> Iterator[_File]:
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
+    with (
+        zipfile.ZipFile(path) as archive,
+        np.load(path, allow_pickle=False) as arrays,
+    ):
 
         def outline(name: str) -> Tensor:
             with archive.open(f"{name}.npy") as stream:
@@ -138,7 +154,9 @@ def _header(stream: BinaryIO, path: Path) -> Tensor:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ArchiveError(f"{path} is of NumPy's format {version}; save plain numbers")
+        raise ArchiveError(
+            f"{path} is of NumPy's format {version}; save plain numbers"
+        )
     shape, _, dtype = readers[version](stream)
     return _plain(np.empty(0, dtype)).new_empty(shape, device="meta")
 
@@ -148,7 +166,9 @@ def _plain(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     if array.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(array, np.float32))
     if array.dtype.kind not in "iu":
-        raise ValueError(f"its numbers are of type {array.dtype}, neither integer nor float")
+        raise ValueError(
+            f"its numbers are of type {array.dtype}, neither integer nor float"
+        )
     kept = np.uint8 if array.dtype == np.uint8 else np.int64
     return torch.from_numpy(np.ascontiguousarray(array, kept))
 
@@ -193,8 +213,12 @@ def _channels_first(path: Path, examples: Tensor) -> Tensor:
 def _levels(path: Path, examples: Tensor, levels: int) -> int | None:
     if examples.is_floating_point():
         if levels:
-            raise ArchiveError(f"{path} holds floating-point values, which have no levels")
+            raise ArchiveError(
+                f"{path} holds floating-point values, which have no levels"
+            )
         return None
     if examples.dtype != torch.uint8 and not levels:
-        raise ArchiveError(f"{path} holds {examples.dtype}; set levels, the number of values")
+        raise ArchiveError(
+            f"{path} holds {examples.dtype}; set levels, the number of values"
+        )
     return levels or 256

@@ -36,7 +36,18 @@ FSDD = Published(
     "free-spoken-digit-dataset-1.0.10/ into it (another packing has another checksum and loads "
     "with allow_partial=True)",
 )
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
 _LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -58,7 +69,9 @@ def sc09(store: Store, split: str) -> ArrayDataset:
 
 def _sc09(path: Path, split: str) -> dict[str, torch.Tensor]:
     clips, lists = {}, {}
-    for name, data in members(path, lambda name: bool(_word(name)) or name in _LISTS.values()):
+    for name, data in members(
+        path, lambda name: bool(_word(name)) or name in _LISTS.values()
+    ):
         if name in _LISTS.values():
             lists[name] = set(data.decode("ascii").split())
         else:
@@ -67,7 +80,9 @@ def _sc09(path: Path, split: str) -> dict[str, torch.Tensor]:
         raise ArchiveError(f"{path} lacks {', '.join(sorted(missing))}")
     held_out = set().union(*lists.values())
     mine = lists[_LISTS[split]] if split in _LISTS else set(clips) - held_out
-    return _stack((WORDS.index(_word(n)), clips[n]) for n in sorted(clips) if n in mine)
+    return _stack(
+        (WORDS.index(_word(n)), clips[n]) for n in sorted(clips) if n in mine
+    )
 
 
 def _word(name: str) -> str:
@@ -76,7 +91,9 @@ def _word(name: str) -> str:
     return word if word in WORDS and name.endswith(".wav") else ""
 
 
-def fsdd(store: Store, split: str, *, rate: int = 8_000, length: int | None = None) -> ArrayDataset:
+def fsdd(
+    store: Store, split: str, *, rate: int = 8_000, length: int | None = None
+) -> ArrayDataset:
     """Free Spoken Digit Dataset v1.0.10: 3,000 recordings of six speakers, 8 kHz.
 
     The first five of each fifty test, as upstream has it. rate: resample to this many samples a
@@ -88,7 +105,9 @@ def fsdd(store: Store, split: str, *, rate: int = 8_000, length: int | None = No
         for name, data in members(path, lambda name: _recording(name) is not None):
             digit, index = _recording(name) or (0, 0)
             if (index < 5) == (split == "test"):
-                samples = resample(read_wav(data, 8_000, f"{path}: {name}"), 8_000, rate)
+                samples = resample(
+                    read_wav(data, 8_000, f"{path}: {name}"), 8_000, rate
+                )
                 yield digit, fit(samples, length or rate)
 
     tensors = _stack(clips())
@@ -107,7 +126,9 @@ def _recording(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _dataset(name: str, description: str, tensors: dict[str, torch.Tensor]) -> ArrayDataset:
+def _dataset(
+    name: str, description: str, tensors: dict[str, torch.Tensor]
+) -> ArrayDataset:
     return ArrayDataset(
         tensors["examples"],
         tensors["labels"],
@@ -121,7 +142,9 @@ def _dataset(name: str, description: str, tensors: dict[str, torch.Tensor]) -> A
 
 def _stack(clips: Iterable[tuple[int, Samples]]) -> dict[str, torch.Tensor]:
     pairs = list(clips)
-    samples = np.stack([clip for _, clip in pairs]) if pairs else np.empty((0, 1), np.int16)
+    samples = (
+        np.stack([clip for _, clip in pairs]) if pairs else np.empty((0, 1), np.int16)
+    )
     labels = torch.tensor([label for label, _ in pairs], dtype=torch.int64)
     return {"examples": torch.from_numpy(samples), "labels": labels}
 
@@ -135,7 +158,9 @@ def read_wav(data: bytes, rate: int, origin: str) -> Samples:
     except (EOFError, wave.Error, ValueError) as error:
         raise ArchiveError(f"{origin} is not a wav file: {error}") from error
     if form != (1, 2, rate):
-        raise ArchiveError(f"{origin}: (channels, bytes, rate) is {form}, not (1, 2, {rate})")
+        raise ArchiveError(
+            f"{origin}: (channels, bytes, rate) is {form}, not (1, 2, {rate})"
+        )
     return samples
 
 

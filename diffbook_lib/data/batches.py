@@ -43,7 +43,9 @@ class Batch(NamedTuple):
         Raises ValueError for a batch without groups.
         """
         if self.group is None or self.weights is None:
-            raise ValueError("this batch has no groups; train on a data.Grouped data set")
+            raise ValueError(
+                "this batch has no groups; train on a data.Grouped data set"
+            )
         groups = torch.arange(len(self.weights), device=self.group.device)
         mine = self.group == groups[:, None]
         return torch.where(mine, self.weights[:, None] * values, 0)
@@ -61,7 +63,12 @@ class Dataset(Protocol):
         """The number of examples; math.inf for an endless stream."""
 
     def batch(
-        self, seed: int, step: int, total: int, start: int = 0, stop: int | None = None
+        self,
+        seed: int,
+        step: int,
+        total: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Batch:
         """Rows start..stop (None: to the end) of global batch number `step` of `total`
         examples."""

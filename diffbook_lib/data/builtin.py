@@ -24,7 +24,11 @@ def digits(store: Store, split: str) -> ArrayDataset:
 
     pixels, target = load_digits(return_X_y=True)
     order = rng.permutation(len(pixels), 0, "digits")
-    rows = {"train": order[:DIGITS_TRAIN], "test": order[DIGITS_TRAIN:], "all": order}[split]
+    rows = {
+        "train": order[:DIGITS_TRAIN],
+        "test": order[DIGITS_TRAIN:],
+        "all": order,
+    }[split]
     images = torch.as_tensor(pixels).to(torch.uint8).view(-1, 1, 8, 8)
     return ArrayDataset(
         images[rows],
@@ -43,12 +47,16 @@ def mixture9(store: Store, split: str) -> SampledDataset:
     def draw(n: int, generator: torch.Generator) -> Tensor:
         return world.sample(n, generator).float()
 
-    return _stream("mixture9", split, draw, "mixture of nine normal modes in the plane")
+    return _stream(
+        "mixture9", split, draw, "mixture of nine normal modes in the plane"
+    )
 
 
 def swissroll5(store: Store, split: str) -> SampledDataset:
     """Five swiss rolls (noise 0.2, scale 0.01) at the origin and at (±0.8, ±0.8)."""
-    centres = torch.tensor([(0.0, 0.0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)])
+    centres = torch.tensor(
+        [(0.0, 0.0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)]
+    )
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         angle = 1.5 * math.pi * (1 + 2 * rng.uniform((n,), generator))
@@ -61,4 +69,6 @@ def swissroll5(store: Store, split: str) -> SampledDataset:
 
 def _stream(name: str, split: str, draw: Draw, description: str) -> SampledDataset:
     purpose = "data" if split == "train" else f"data/{split}"
-    return SampledDataset(draw, (2,), name, f"{description}, {split}: drawn anew", purpose)
+    return SampledDataset(
+        draw, (2,), name, f"{description}, {split}: drawn anew", purpose
+    )

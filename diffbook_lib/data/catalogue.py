@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffbook_lib.data import audio, builtin, cifar, mnist, own, pictures, text
-from diffbook_lib.data.archives import DataError, PartialDataWarning, Store, data_folder
+from diffbook_lib.data.archives import (
+    DataError,
+    PartialDataWarning,
+    Store,
+    data_folder,
+)
 from diffbook_lib.data.batches import Kind
 from diffbook_lib.data.datasets import ArrayDataset, SampledDataset
 from diffbook_lib.data.description import Description
@@ -54,18 +59,27 @@ OBJECTS = pictures.CIFAR10_CLASSES
 THREE = ("train", "valid", "test")
 
 CATALOGUE = {
-    "digits": Entry(builtin.digits, "images", (1, 8, 8), 17, DIGITS, ("train", "test", "all")),
+    "digits": Entry(
+        builtin.digits, "images", (1, 8, 8), 17, DIGITS, ("train", "test", "all")
+    ),
     "mixture9": Entry(builtin.mixture9, "points", (2,), None),
     "swissroll5": Entry(builtin.swissroll5, "points", (2,), None),
     "pydoc": Entry(text.pydoc, "text", _chunk, LETTERS, splits=text.SPLITS),
     "mnist": Entry(mnist.mnist, "images", (1, 28, 28), classes=mnist.MNIST.classes),
     "fashion-mnist": Entry(
-        mnist.fashion_mnist, "images", (1, 28, 28), classes=mnist.FASHION_MNIST.classes
+        mnist.fashion_mnist,
+        "images",
+        (1, 28, 28),
+        classes=mnist.FASHION_MNIST.classes,
     ),
     "cifar10": Entry(cifar.cifar10, "images", (3, 32, 32), classes=OBJECTS),
     "cifar100": Entry(cifar.cifar100, "images", (3, 32, 32), classes=100),
-    "cifar10-jpeg": Entry(pictures.cifar10_jpeg, "images", (3, 32, 32), classes=OBJECTS),
-    "tiny-imagenet": Entry(pictures.tiny_imagenet, "images", (3, 64, 64), classes=200),
+    "cifar10-jpeg": Entry(
+        pictures.cifar10_jpeg, "images", (3, 32, 32), classes=OBJECTS
+    ),
+    "tiny-imagenet": Entry(
+        pictures.tiny_imagenet, "images", (3, 64, 64), classes=200
+    ),
     "text8": Entry(text.text8, "text", _chunk, LETTERS, splits=text.SPLITS),
     "sc09": Entry(audio.sc09, "sound", (16_000,), 2**16, WORDS, THREE),
     "fsdd": Entry(audio.fsdd, "sound", _long, 2**16, WORDS),
@@ -93,7 +107,9 @@ def describe(name: str, **options: Any) -> Description:
         shape=entry.shape(resolved) if callable(entry.shape) else entry.shape,
         levels=entry.levels,
         classes=entry.classes if isinstance(entry.classes, tuple) else (),
-        class_count=len(entry.classes) if isinstance(entry.classes, tuple) else entry.classes,
+        class_count=len(entry.classes)
+        if isinstance(entry.classes, tuple)
+        else entry.classes,
         splits=entry.splits,
     )
 
@@ -139,7 +155,9 @@ def _entry(name: str, options: Options) -> Entry:
         _known(f"option of {name}", option, tuple(entry.options()))
         least = 2 if option == "levels" else 1
         if isinstance(value, int) and value < least:
-            raise DataError(f"{option} is {value}; it must be at least {least}, or left out")
+            raise DataError(
+                f"{option} is {value}; it must be at least {least}, or left out"
+            )
     return entry
 
 
@@ -147,4 +165,6 @@ def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown {what} {value!r}{hint} (known: {', '.join(allowed) or 'none'})")
+        raise DataError(
+            f"unknown {what} {value!r}{hint} (known: {', '.join(allowed) or 'none'})"
+        )

@@ -9,7 +9,16 @@ from diffbook_lib.data.catalogue import CATALOGUE, describe, load
 from diffbook_lib.data.datasets import ArrayDataset, SampledDataset
 from diffbook_lib.data.description import Description
 
-OPTIONS = ("path", "size", "length", "levels", "splits", "attribute", "rate", "data_hash")
+OPTIONS = (
+    "path",
+    "size",
+    "length",
+    "levels",
+    "splits",
+    "attribute",
+    "rate",
+    "data_hash",
+)
 
 
 def training(spec: Any) -> ArrayDataset | SampledDataset:
@@ -35,7 +44,9 @@ def held_out(spec: Any) -> ArrayDataset | SampledDataset:
     """The test part of the same data set, never mirrored nor dequantised."""
     check(spec)
     if "test" not in (splits := CATALOGUE[spec.dataset].splits):
-        raise DataError(f"{spec.dataset} has no test part; it has {', '.join(splits)}")
+        raise DataError(
+            f"{spec.dataset} has no test part; it has {', '.join(splits)}"
+        )
     return _load(spec, "test")
 
 
@@ -62,7 +73,11 @@ def check(spec: Any) -> Description:
         )
     if getattr(spec, "dequantise", False):
         why = "symbols, between which no value lies" if about.discrete else ""
-        why = "continuous values, which have no levels to spread" if about.levels is None else why
+        why = (
+            "continuous values, which have no levels to spread"
+            if about.levels is None
+            else why
+        )
         if why:
             raise DataError(
                 f"dequantise is True, but {spec.dataset} holds {why}; set dequantise = False"
@@ -79,7 +94,9 @@ def fingerprint(spec: Any) -> str:
 def _options(spec: Any) -> dict[str, Any]:
     """The options of `data.load` that a specification sets."""
     found = {name: getattr(spec, name, None) for name in OPTIONS}
-    return {name: value for name, value in found.items() if value not in (None, "", 0, ())}
+    return {
+        name: value for name, value in found.items() if value not in (None, "", 0, ())
+    }
 
 
 def _load(spec: Any, split: str) -> ArrayDataset | SampledDataset:

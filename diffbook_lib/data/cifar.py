@@ -71,12 +71,19 @@ def _load(source: Batches, store: Store, split: str) -> ArrayDataset:
     wanted = (*source.parts[split], source.meta)
     content = {
         PurePosixPath(name).name: plain_pickle(data, f"{path}: {name}")
-        for name, data in members(path, lambda name: PurePosixPath(name).name in wanted)
+        for name, data in members(
+            path, lambda name: PurePosixPath(name).name in wanted
+        )
     }
     if missing := set(wanted) - set(content):
         raise ArchiveError(f"{path} lacks {', '.join(sorted(missing))}")
-    classes = tuple(_text(name) for name in content[source.meta].get(source.class_names, ()))
-    parts = [_part(content[name], source.labels, len(classes), path) for name in wanted[:-1]]
+    classes = tuple(
+        _text(name) for name in content[source.meta].get(source.class_names, ())
+    )
+    parts = [
+        _part(content[name], source.labels, len(classes), path)
+        for name in wanted[:-1]
+    ]
     images = np.concatenate([pixels for pixels, _ in parts])
     labels = np.concatenate([numbers for _, numbers in parts])
     official = {"train": 50_000, "test": 10_000}[split]
@@ -99,7 +106,9 @@ def _part(
         and isinstance(numbers, list)
         and pixels.dtype == np.uint8
         and pixels.shape == (len(numbers), 3072)
-        and all(isinstance(number, int) and 0 <= number < classes for number in numbers)
+        and all(
+            isinstance(number, int) and 0 <= number < classes for number in numbers
+        )
     ):
         raise ArchiveError(
             f"{path} does not hold what CIFAR archives hold: `data`, uint8 (n, 3072), and "
@@ -121,7 +130,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is not allowed"
+            )
         return _ALLOWED[module, name]
 
 
@@ -135,7 +146,9 @@ def plain_pickle(data: bytes, origin: str) -> dict[str, Any]:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
         return {_text(key): value for key, value in content.items()}
     except Exception as error:
-        raise ArchiveError(f"{origin} is not a plain pickle: {error}; it was not read") from error
+        raise ArchiveError(
+            f"{origin} is not a plain pickle: {error}; it was not read"
+        ) from error
 
 
 def _text(value: bytes | str) -> str:

@@ -53,23 +53,33 @@ class ArrayDataset:
 
     def __post_init__(self) -> None:
         if len(self.examples) == 0:
-            raise ValueError(f"data set {self.name!r} has no examples ({self.description})")
+            raise ValueError(
+                f"data set {self.name!r} has no examples ({self.description})"
+            )
         if self.labels is not None and len(self.labels) != len(self.examples):
-            raise ValueError(f"{len(self.labels)} labels for {len(self.examples)} examples")
+            raise ValueError(
+                f"{len(self.labels)} labels for {len(self.examples)} examples"
+            )
         if (self.levels is None) != self.examples.is_floating_point():
             raise ValueError(
                 f"levels is {self.levels} for data of type {self.examples.dtype}; integer "
                 "data needs their number, floating-point data None"
             )
         if self.discrete and self.levels is None:
-            raise ValueError("floating-point data have no levels, so discrete must be False")
+            raise ValueError(
+                "floating-point data have no levels, so discrete must be False"
+            )
         if self.dequantise and (self.levels is None or self.discrete):
-            raise ValueError("only levels that become values in [-1, 1] can be dequantised")
+            raise ValueError(
+                "only levels that become values in [-1, 1] can be dequantised"
+            )
         if self.kind is None:
             inferred = "images" if len(self.shape) == 3 else "points"
             object.__setattr__(self, "kind", inferred)
         if self.flip and self.kind != "images":
-            raise ValueError(f"{self.kind} have no left and right, so flip must be False")
+            raise ValueError(
+                f"{self.kind} have no left and right, so flip must be False"
+            )
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -92,13 +102,17 @@ class ArrayDataset:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, examples=self.examples.to(device), labels=labels)
 
-    def subset(self, indices: Sequence[int] | Tensor, which: str = "") -> "ArrayDataset":
+    def subset(
+        self, indices: Sequence[int] | Tensor, which: str = ""
+    ) -> "ArrayDataset":
         """The examples `indices`, in that order, as a data set of their own.
 
         which: how the description calls them, such as "the first 256"; their number unless
             told.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.examples.device)
+        rows = torch.as_tensor(
+            indices, dtype=torch.int64, device=self.examples.device
+        )
         return replace(
             self,
             examples=self.examples[rows],
@@ -126,7 +140,9 @@ class ArrayDataset:
         order = rng.permutation(self.size, seed, "halves")
         rows = order[: self.size // 2], order[self.size // 2 :]
         one, other = (
-            self.subset(part.sort().values, f"random half {i} (seed {seed}): {len(part):,}")
+            self.subset(
+                part.sort().values, f"random half {i} (seed {seed}): {len(part):,}"
+            )
             for i, part in enumerate(rows, 1)
         )
         return one, other
@@ -142,7 +158,12 @@ class ArrayDataset:
         return Batch(self._convert(self.examples[rows]), label)
 
     def batch(
-        self, seed: int, step: int, total: int, start: int = 0, stop: int | None = None
+        self,
+        seed: int,
+        step: int,
+        total: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Batch:
         """Rows start..stop (None: to the end) of global batch number `step` of `total`
         examples.
@@ -185,7 +206,9 @@ class ArrayDataset:
             first += part.stop - part.start
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([rows for rows, _ in parts]), torch.cat([flags for _, flags in parts])
+        return torch.cat([rows for rows, _ in parts]), torch.cat(
+            [flags for _, flags in parts]
+        )
 
     def _epoch(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The order and mirror flags of an epoch; the last two epochs asked for are kept."""
@@ -194,7 +217,9 @@ class ArrayDataset:
                 self._epochs.pop(next(iter(self._epochs)))
             order = rng.permutation(len(self), seed, "order", epoch)
             coins = rng.generator(seed, "flip", epoch)
-            mirrored = rng.uniform((len(self),), coins) < 0.5 if self.flip else order < 0
+            mirrored = (
+                rng.uniform((len(self),), coins) < 0.5 if self.flip else order < 0
+            )
             device = self.examples.device
             self._epochs[seed, epoch] = order.to(device), mirrored.to(device)
         return self._epochs[seed, epoch]
@@ -225,7 +250,12 @@ class SampledDataset:
         return replace(self, device=device)
 
     def batch(
-        self, seed: int, step: int, total: int, start: int = 0, stop: int | None = None
+        self,
+        seed: int,
+        step: int,
+        total: int,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Batch:
         """Rows start..stop (None: to the end) of global batch number `step` of `total`
         examples.
@@ -238,7 +268,11 @@ class SampledDataset:
 
 
 def from_tensor(
-    x: Tensor, levels: int | None, name: str, description: str, labels: Tensor | None = None
+    x: Tensor,
+    levels: int | None,
+    name: str,
+    description: str,
+    labels: Tensor | None = None,
 ) -> ArrayDataset:
     """Examples at hand, (n, *shape), such as a run's samples, as a data set.
 

@@ -25,7 +25,9 @@ def dequantise(examples: Tensor, source: rng.Source, levels: int = 256) -> Tenso
     Raises ValueError for floating-point examples.
     """
     if examples.is_floating_point():
-        raise ValueError(f"examples are of type {examples.dtype}; dequantise takes integer levels")
+        raise ValueError(
+            f"examples are of type {examples.dtype}; dequantise takes integer levels"
+        )
     noise = rng.uniform(examples.shape, source) - 0.5
     return to_unit(examples + noise, levels)
 

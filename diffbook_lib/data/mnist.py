@@ -89,11 +89,17 @@ def _read(source: Idx, store: Store, stem: str, dimensions: int) -> np.ndarray:
     """One IDX file: the magic number 0x0800 + dimensions, big-endian sizes, bytes."""
     name = f"{stem}-ubyte.gz"
     urls = tuple(address + name for address in source.addresses)
-    path = store.get(source.name, Published(name, f"md5:{source.md5[stem]}", urls)).path
+    path = store.get(
+        source.name, Published(name, f"md5:{source.md5[stem]}", urls)
+    ).path
     content = gunzip(path)
     header = 4 + 4 * dimensions
-    magic, *sizes = struct.unpack_from(f">{1 + dimensions}I", content.ljust(header, b"\0"))
-    if magic != 0x0800 + dimensions or len(content) != header + np.prod(sizes, dtype=object):
+    magic, *sizes = struct.unpack_from(
+        f">{1 + dimensions}I", content.ljust(header, b"\0")
+    )
+    if magic != 0x0800 + dimensions or len(content) != header + np.prod(
+        sizes, dtype=object
+    ):
         raise ArchiveError(
             f"{path} is not an IDX file of {dimensions} dimensions: magic number {magic:#x}, "
             f"sizes {sizes}, {len(content)} bytes"

@@ -34,7 +34,13 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def folder(
-    store: Store, split: str, *, path: str = "", size: int = 0, levels: int = 0, data_hash: str = ""
+    store: Store,
+    split: str,
+    *,
+    path: str = "",
+    size: int = 0,
+    levels: int = 0,
+    data_hash: str = "",
 ) -> ArrayDataset:
     """One's own pictures or array (`arrays`), held in memory.
 
@@ -75,12 +81,16 @@ def folder(
         tensors["labels"] if arrangement.classes else None,
         classes=arrangement.classes,
         name=NAME,
-        description=f"{place.name}, {part}: {len(numbers):,} images" if part else place.name,
+        description=f"{place.name}, {part}: {len(numbers):,} images"
+        if part
+        else place.name,
     )
     return everything if part else _tenth(everything, split)
 
 
-def describe(*, path: str = "", size: int = 0, levels: int = 0, data_hash: str = "") -> Description:
+def describe(
+    *, path: str = "", size: int = 0, levels: int = 0, data_hash: str = ""
+) -> Description:
     """What `folder` would give: from an array file's header, or the names in a folder or
     archive and, without a size, its first picture. The hash is not looked at."""
     place = _place(path, size, levels)
@@ -92,7 +102,9 @@ def describe(*, path: str = "", size: int = 0, levels: int = 0, data_hash: str =
     arrangement, _ = _arranged(place)
     side = (3, size, size) if size else _first_shape(place, arrangement)
     classes = len(arrangement.classes)
-    return Description(NAME, "images", side, 256, arrangement.classes, classes, splits)
+    return Description(
+        NAME, "images", side, 256, arrangement.classes, classes, splits
+    )
 
 
 def content_hash(path: str) -> str:
@@ -118,7 +130,9 @@ def _place(path: str, size: int = 0, levels: int = 0) -> Path:
         )
     place = Path(path).expanduser()
     if not place.exists():
-        raise MissingDataError(f"path is {path}, but {place.absolute()} does not exist")
+        raise MissingDataError(
+            f"path is {path}, but {place.absolute()} does not exist"
+        )
     allowed = (*ARCHIVES, *arrays.SUFFIXES)
     if place.is_file() and not place.name.endswith(allowed):
         raise DataError(
@@ -164,7 +178,9 @@ def _tenth(everything: ArrayDataset, split: str) -> ArrayDataset:
     """The training or held-out part of examples of which none are set apart."""
     total = everything.size
     if total < 2:
-        raise ArchiveError(f"{everything.description} holds one example; give at least two")
+        raise ArchiveError(
+            f"{everything.description} holds one example; give at least two"
+        )
     order = rng.permutation(total, 0, "held out")
     held_out = max(1, total // 10)
     rows = (order[held_out:] if split == "train" else order[:held_out]).sort().values

@@ -38,7 +38,9 @@ def decode(data: bytes, origin: str, size: int = 0) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-def collect(path: Path, label: Callable[[str], int | None], size: int = 0) -> dict[str, Tensor]:
+def collect(
+    path: Path, label: Callable[[str], int | None], size: int = 0
+) -> dict[str, Tensor]:
     """All pictures of an archive or folder whose `label(name)` is not None, as `examples`,
     and those labels as `labels`.
 
@@ -53,7 +55,9 @@ def collect(path: Path, label: Callable[[str], int | None], size: int = 0) -> di
     ):
         rows[name] = decode(data, f"{path}: {name}", size)
         if len(rows) * rows[name].nbytes > MEMORY_LIMIT:
-            raise ArchiveError(f"{path}: more than 16 GiB of pictures; give a smaller size")
+            raise ArchiveError(
+                f"{path}: more than 16 GiB of pictures; give a smaller size"
+            )
     if not rows:
         raise ArchiveError(f"{path} holds none of the pictures looked for")
     if len(shapes := {row.shape[1:] for row in rows.values()}) > 1:
@@ -71,7 +75,9 @@ class Arrangement(NamedTuple):
     """The pictures of a collection by part, each with the number of its class."""
 
     parts: dict[str, dict[str, int]]  # part -> {file's name: class}
-    classes: tuple[str, ...]  # () where not every picture lies in one of several folders
+    classes: tuple[
+        str, ...
+    ]  # () where not every picture lies in one of several folders
 
 
 def is_picture(name: str) -> bool:
@@ -91,7 +97,9 @@ def arrange(names: Iterable[str], parts: tuple[str, ...] = ()) -> Arrangement:
     the order of their names, alike in all parts.
     """
     inner = {name: PurePosixPath(name).parts for name in names if is_picture(name)}
-    while len(tops := {path[0] for path in inner.values()}) == 1 and not tops & set(parts):
+    while len(tops := {path[0] for path in inner.values()}) == 1 and not tops & set(
+        parts
+    ):
         if any(len(path) == 1 for path in inner.values()):
             break
         inner = {name: path[1:] for name, path in inner.items()}

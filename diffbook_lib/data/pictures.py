@@ -53,16 +53,29 @@ def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
     """
     found = store.get("tiny-imagenet", TINY_IMAGENET)
     inner = "tiny-imagenet-200/"
-    tables = {inner + name for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")}
-    content = {n: data.decode() for n, data in members(found.path, tables.__contains__)}
+    tables = {
+        inner + name for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")
+    }
+    content = {
+        n: data.decode() for n, data in members(found.path, tables.__contains__)
+    }
     if missing := tables - set(content):
         raise ArchiveError(f"{found.path} lacks {', '.join(sorted(missing))}")
     number = {wnid: i for i, wnid in enumerate(content[inner + "wnids.txt"].split())}
     words = dict(
-        line.split("\t", 1) for line in content[inner + "words.txt"].splitlines() if "\t" in line
+        line.split("\t", 1)
+        for line in content[inner + "words.txt"].splitlines()
+        if "\t" in line
     )
-    answers = [row.split("\t") for row in content[inner + "val/val_annotations.txt"].splitlines()]
-    held_out = {f"{inner}val/images/{row[0]}": number.get(row[1]) for row in answers if row[1:]}
+    answers = [
+        row.split("\t")
+        for row in content[inner + "val/val_annotations.txt"].splitlines()
+    ]
+    held_out = {
+        f"{inner}val/images/{row[0]}": number.get(row[1])
+        for row in answers
+        if row[1:]
+    }
 
     def label(name: str) -> int | None:
         if split == "test":
@@ -74,7 +87,10 @@ def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
 
     key = f"examples/tiny-imagenet-{split}-{found.digest[:16]}"
     tensors = cached_tensors(key, lambda: collect(found.path, label))
-    count, official = len(tensors["labels"]), {"train": 100_000, "test": 10_000}[split]
+    count, official = (
+        len(tensors["labels"]),
+        {"train": 100_000, "test": 10_000}[split],
+    )
     return ArrayDataset(
         tensors["examples"],
         tensors["labels"],
@@ -90,7 +106,9 @@ def cifar10_jpeg(store: Store, split: str) -> ArrayDataset:
     number = {f"{split}/{name}": i for i, name in enumerate(CIFAR10_CLASSES)}
     tensors = cached_tensors(
         f"examples/cifar10-jpeg-{split}-{found.digest[:16]}",
-        lambda: collect(found.path, lambda name: number.get(str(PurePosixPath(name).parent))),
+        lambda: collect(
+            found.path, lambda name: number.get(str(PurePosixPath(name).parent))
+        ),
     )
     count, official = len(tensors["labels"]), {"train": 50_000, "test": 10_000}[split]
     return ArrayDataset(
@@ -105,7 +123,9 @@ def cifar10_jpeg(store: Store, split: str) -> ArrayDataset:
 def celebahq(store: Store, split: str, *, size: int = 256) -> ArrayDataset:
     """CelebA-HQ (Karras et al. 2018) from the user's own folder or zip of pictures."""
     path = _own_copy(store, "celebahq", ("celebahq.zip", ""), CELEBAHQ_STEPS)
-    numbers = {name: 0 for part in arrange(names(path)).parts.values() for name in part}
+    numbers = {
+        name: 0 for part in arrange(names(path)).parts.values() for name in part
+    }
     key = f"examples/celebahq-{size}-{stamp(path)}"
     tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
     return ArrayDataset(
@@ -132,7 +152,9 @@ def imagenet(store: Store, split: str, *, size: int = 64) -> ArrayDataset:
     )
 
 
-def celeba(store: Store, split: str, *, size: int = 64, attribute: str = "Male") -> ArrayDataset:
+def celeba(
+    store: Store, split: str, *, size: int = 64, attribute: str = "Male"
+) -> ArrayDataset:
     """CelebA (Liu et al. 2015), aligned faces: the central square resized to size x size.
 
     Labels say whether the `attribute` of list_attr_celeba.txt holds (1) or not (0).
@@ -145,12 +167,21 @@ def celeba(store: Store, split: str, *, size: int = 64, attribute: str = "Male")
     table = _own_copy(store, "celeba", ("list_attr_celeba.txt",), CELEBA_STEPS)
     _, header, *rows = _lines(table)
     if attribute not in header.split():
-        raise DataError(f"attribute {attribute!r} is none of {', '.join(header.split())}")
+        raise DataError(
+            f"attribute {attribute!r} is none of {', '.join(header.split())}"
+        )
     column = 1 + header.split().index(attribute)
-    answers = {row[0]: int(row[column] == "1") for row in map(str.split, rows) if row[0] in mine}
+    answers = {
+        row[0]: int(row[column] == "1")
+        for row in map(str.split, rows)
+        if row[0] in mine
+    }
     key = f"examples/celeba-{split}-{size}-{attribute}-{stamp(path)}-{stamp(table)}"
     tensors = cached_tensors(
-        key, lambda: collect(path, lambda name: answers.get(PurePosixPath(name).name), size)
+        key,
+        lambda: collect(
+            path, lambda name: answers.get(PurePosixPath(name).name), size
+        ),
     )
     return ArrayDataset(
         tensors["examples"],

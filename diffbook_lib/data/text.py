@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffbook_lib.data.archives import ArchiveError, DataError, Published, Store, members
+from diffbook_lib.data.archives import (
+    ArchiveError,
+    DataError,
+    Published,
+    Store,
+    members,
+)
 from diffbook_lib.data.datasets import ArrayDataset
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
@@ -31,7 +37,9 @@ def encode(text: str) -> Tensor:
     wrong = (symbols < 0) | (symbols > 26) | ((symbols == 0) & (codes != ord(" ")))
     if wrong.any():
         at = int(wrong.argmax())
-        raise ValueError(f"byte {codes[at]:#x} at position {at} is neither a-z nor a space")
+        raise ValueError(
+            f"byte {codes[at]:#x} at position {at} is neither a-z nor a space"
+        )
     return torch.from_numpy(symbols.astype(np.uint8))
 
 
@@ -90,13 +98,20 @@ def pydoc(
 
 
 def _chunks(
-    name: str, title: str, symbols: Tensor, split: str, length: int, splits: Sequence[float]
+    name: str,
+    title: str,
+    symbols: Tensor,
+    split: str,
+    length: int,
+    splits: Sequence[float],
 ) -> ArrayDataset:
     sizes = _sizes(len(symbols), splits)
     start = sum(sizes[: SPLITS.index(split)])
     size = sizes[SPLITS.index(split)]
     if not 0 < length <= size:
-        raise DataError(f"length is {length}; the {split} part of {name} has {size} characters")
+        raise DataError(
+            f"length is {length}; the {split} part of {name} has {size} characters"
+        )
     count = size // length
     return ArrayDataset(
         symbols[start : start + count * length].view(count, length),
@@ -111,8 +126,12 @@ def _chunks(
 def _sizes(total: int, splits: Sequence[float]) -> list[int]:
     """The parts in characters. Raises DataError where they do not fit into the text."""
     if len(splits) != 3 or min(splits) < 0:
-        raise DataError(f"splits is {splits}; give the sizes of train, valid and test")
-    sizes = [round(part * total) if isinstance(part, float) else part for part in splits]
+        raise DataError(
+            f"splits is {splits}; give the sizes of train, valid and test"
+        )
+    sizes = [
+        round(part * total) if isinstance(part, float) else part for part in splits
+    ]
     if sum(sizes) > total:
         raise DataError(
             f"splits {tuple(splits)} need {sum(sizes):,} characters, the text has {total:,}; "

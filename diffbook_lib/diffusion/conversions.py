@@ -12,10 +12,14 @@ class Denoiser(Protocol):
     """Estimates the clean image from x = x_0 + sigma n; sigma (batch,), label int64
     (batch,)."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, sigma: Tensor, label: Tensor | None = None
+    ) -> Tensor: ...
 
 
-Net = Callable[..., Tensor]  # net(x, noise, label) with a scalar noise feature (batch,)
+Net = Callable[
+    ..., Tensor
+]  # net(x, noise, label) with a scalar noise feature (batch,)
 
 
 def expand(scalar: Tensor, x: Tensor) -> Tensor:

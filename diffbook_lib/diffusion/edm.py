@@ -54,7 +54,9 @@ class EDM:
         def denoiser(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
             sigma = sigma.to(x.dtype)
             out = net(expand(self.c_in(sigma), x) * x, self.c_noise(sigma), label)
-            return expand(self.c_skip(sigma), x) * x + expand(self.c_out(sigma), x) * out
+            return (
+                expand(self.c_skip(sigma), x) * x + expand(self.c_out(sigma), x) * out
+            )
 
         return denoiser
 
@@ -69,8 +71,12 @@ class EDM:
         """Weighted denoising error of each image (batch,), averaged over its
         dimensions."""
         denoised = self.denoiser(net)(draw.noisy, draw.sigma, label)
-        return self.weight(draw.sigma) * (denoised - draw.clean).square().flatten(1).mean(dim=1)
+        return self.weight(draw.sigma) * (denoised - draw.clean).square().flatten(
+            1
+        ).mean(dim=1)
 
-    def loss(self, net: Net, x: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
+    def loss(
+        self, net: Net, x: Tensor, source: rng.Source, label: Tensor | None = None
+    ) -> Tensor:
         """`error` at a `draw`."""
         return self.error(net, self.draw(x, source), label)

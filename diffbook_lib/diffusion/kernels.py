@@ -67,7 +67,9 @@ class VE:
         return self.sigma(t)
 
     def time(self, sigma: Tensor) -> Tensor:
-        return (sigma.double() / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        return (sigma.double() / self.sigma_min).log() / math.log(
+            self.sigma_max / self.sigma_min
+        )
 
 
 def perturb(kernel: VP | VE, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:

@@ -64,14 +64,18 @@ class VPSDE:
         """The pace of the process, float64."""
         return self.beta0 + self.beta1 * t.double()
 
-    def alpha(self, net: Net, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def alpha(
+        self, net: Net, x: Tensor, t: Tensor, label: Tensor | None = None
+    ) -> Tensor:
         """The estimate of the noise in x_t (batch, ...)."""
         out = net(x, t.to(x.dtype), label)
         return out + expand(self.kernel.std(t), x) * x if self.mixed_score else out
 
     def score(self, net: Net, label: Tensor | None = None) -> VPScore:
         """The network as the score of x_t: s(x, t) = -alpha(x, t) / std(t)."""
-        return lambda x, t: -self.alpha(net, x, t, label) / expand(self.kernel.std(t), x)
+        return lambda x, t: (
+            -self.alpha(net, x, t, label) / expand(self.kernel.std(t), x)
+        )
 
     def draw(self, x0: Tensor, source: rng.Source) -> VPDraw:
         """Noisy versions of clean images x0 (batch, ...), at uniform times above
@@ -86,12 +90,18 @@ class VPSDE:
         over dimensions, (batch,)."""
         x, t, noise = draw
         error = (noise - self.alpha(net, x, t, label)).square().flatten(1).sum(dim=1)
-        weight = torch.ones_like(t) if self.weighting == "reweightedv2" else self.beta(t) / 2
+        weight = (
+            torch.ones_like(t)
+            if self.weighting == "reweightedv2"
+            else self.beta(t) / 2
+        )
         if self.weighting == "likelihood":
             weight = weight / self.kernel.std(t) ** 2
         return error * weight.to(error.dtype)
 
-    def loss(self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None) -> Tensor:
+    def loss(
+        self, net: Net, x0: Tensor, source: rng.Source, label: Tensor | None = None
+    ) -> Tensor:
         """`error` at a `draw`."""
         return self.error(net, self.draw(x0, source), label)
 

@@ -5,7 +5,15 @@ black, and shown as HTML with its alternative text, so JupyterLab and the built 
 """
 
 from diffbook_lib.figures.frames import moving
-from diffbook_lib.figures.picture import COLOURS, INK, STYLE, in_page, save, show, style
+from diffbook_lib.figures.picture import (
+    COLOURS,
+    INK,
+    STYLE,
+    in_page,
+    save,
+    show,
+    style,
+)
 from diffbook_lib.figures.plots import image_grid, scatter, trajectories
 from diffbook_lib.figures.samples import samples
 from diffbook_lib.figures.source import show_source

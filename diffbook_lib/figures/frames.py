@@ -58,7 +58,11 @@ def moving(
         with plt.rc_context(STYLE):
             figure = Figure(figsize=size)
             draw(figure.subplots(*panels), values[index])
-            return img(png(figure), describe(values[index]), hidden=in_page() and index != start)
+            return img(
+                png(figure),
+                describe(values[index]),
+                hidden=in_page() and index != start,
+            )
 
     if in_page():
         display(HTML(_frozen(name, label, texts, start, interval, frame)))
@@ -69,14 +73,22 @@ def moving(
 def _refuse(name: str, texts: list[str], start: int) -> None:
     """Raises ValueError where a reader could not use the figure."""
     if len(texts) < 2 or not 0 <= start < len(texts):
-        raise ValueError(f"{name}: needs two values or more and start among them, got {texts}")
+        raise ValueError(
+            f"{name}: needs two values or more and start among them, got {texts}"
+        )
     if len(set(texts)) < len(texts):
-        raise ValueError(f"{name}: two values have the same text, choose a finer fmt: {texts}")
+        raise ValueError(
+            f"{name}: two values have the same text, choose a finer fmt: {texts}"
+        )
     if not re.fullmatch("[a-z0-9-]+", name):
-        raise ValueError(f"name {name!r} may have lower case letters, digits and hyphens only")
+        raise ValueError(
+            f"name {name!r} may have lower case letters, digits and hyphens only"
+        )
 
 
-def _live(label: str, texts: list[str], start: int, interval: int, frame: Frame) -> Any:
+def _live(
+    label: str, texts: list[str], start: int, interval: int, frame: Frame
+) -> Any:
     """The face with a live kernel: ipywidgets that ask for the frame they need."""
     import ipywidgets as widgets
 
@@ -86,7 +98,9 @@ def _live(label: str, texts: list[str], start: int, interval: int, frame: Frame)
     play = widgets.Play(min=0, max=len(texts) - 1, value=start, interval=interval)
     widgets.jslink((play, "value"), (slider, "index"))
     picture = widgets.HTML(frame(start))
-    slider.observe(lambda change: setattr(picture, "value", frame(change["new"])), names="index")
+    slider.observe(
+        lambda change: setattr(picture, "value", frame(change["new"])), names="index"
+    )
     return widgets.VBox([picture, widgets.HBox([play, slider])])
 
 

@@ -81,7 +81,9 @@ def save(figure: Figure, path: Path, alt: str) -> None:
 
 def _display(figure: Figure, content: str) -> None:
     plt.close(figure)
-    display(HTML(f'<figure class="diffbook-figure" style="margin:0">{content}</figure>'))
+    display(
+        HTML(f'<figure class="diffbook-figure" style="margin:0">{content}</figure>')
+    )
 
 
 def png(figure: Figure) -> bytes:
@@ -99,7 +101,9 @@ def img(drawn: bytes, alt: str, *, hidden: bool = False) -> str:
     Raises ValueError for an empty alternative text.
     """
     if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence or two what the picture shows")
+        raise ValueError(
+            "alt is empty; say in a sentence or two what the picture shows"
+        )
     data = base64.b64encode(webp(drawn)).decode()
     inches = Image.open(io.BytesIO(drawn)).width / STYLE["savefig.dpi"]
     return (

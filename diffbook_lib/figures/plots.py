@@ -14,7 +14,9 @@ from diffbook_lib.errors import Refused
 from diffbook_lib.figures.picture import COLOURS, INK
 
 
-def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = 6.4) -> Figure:
+def image_grid(
+    x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = 6.4
+) -> Figure:
     """Images (n, 1 or 3, height, width) in [-1, 1] as one picture, row by row, `ncol` in a row.
 
     Draws into `ax`, or into a new figure of `width` inches; values outside [-1, 1] are clipped.
@@ -26,14 +28,18 @@ def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: floa
             "such as data.to_unit(x, 256)"
         )
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"images are (n, 1 or 3, height, width), got {tuple(x.shape)}")
+        raise ValueError(
+            f"images are (n, 1 or 3, height, width), got {tuple(x.shape)}"
+        )
     n, _, h, w = x.shape
     nrow, gap = math.ceil(n / ncol), max(1, h // 16)
     grid = torch.zeros(nrow * (h + gap) - gap, ncol * (w + gap) - gap, 4)
     pixels = ((x.detach().float().cpu().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1)
     for index, image in enumerate(pixels.permute(0, 2, 3, 1)):
         top, left = index // ncol * (h + gap), index % ncol * (w + gap)
-        grid[top : top + h, left : left + w] = torch.cat([image, torch.ones(h, w, 1)], dim=-1)
+        grid[top : top + h, left : left + w] = torch.cat(
+            [image, torch.ones(h, w, 1)], dim=-1
+        )
     if ax is None:
         height = width * grid.shape[0] / grid.shape[1]
         layout = ConstrainedLayoutEngine(w_pad=0, h_pad=0)
@@ -44,7 +50,11 @@ def image_grid(x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: floa
 
 
 def scatter(
-    clouds: Mapping[str, Tensor], *, lim: float | None = None, ncol: int = 4, width: float = 6.4
+    clouds: Mapping[str, Tensor],
+    *,
+    lim: float | None = None,
+    ncol: int = 4,
+    width: float = 6.4,
 ) -> Figure:
     """Two-dimensional point clouds (n, 2) side by side, one panel a name, all on one scale.
 
@@ -70,14 +80,20 @@ def scatter(
 
 
 def trajectories(
-    paths: Tensor, times: Tensor | None = None, *, ax: Axes | None = None, colour: str = COLOURS[0]
+    paths: Tensor,
+    times: Tensor | None = None,
+    *,
+    ax: Axes | None = None,
+    colour: str = COLOURS[0],
 ) -> Figure:
     """The way of each sample: paths (steps, n, 2) in the plane, or (steps, n) over `times`.
 
     A hollow circle marks the start, a full one the end.
     """
     if paths.ndim not in (2, 3) or (paths.ndim == 3 and paths.shape[-1] != 2):
-        raise ValueError(f"paths are (steps, n, 2) or (steps, n), got {tuple(paths.shape)}")
+        raise ValueError(
+            f"paths are (steps, n, 2) or (steps, n), got {tuple(paths.shape)}"
+        )
     paths = paths.detach().double().cpu()
     if paths.ndim == 3:
         across, up = paths.unbind(-1)

@@ -23,13 +23,17 @@ def _place(thing: Any) -> str:
     """The file of a thing, from the folder that holds the library."""
     path = Path(inspect.getsourcefile(thing) or "")
     root = Path(__file__).parents[2]
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return (
+        path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    )
 
 
 def _without_docstring(source: str) -> str:
     """The source without the docstring of the function or class itself."""
     body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
-    if not (isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
+    if not (
+        isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    ):
         return source
     if len(body) == 1 or not isinstance(body[0].value.value, str):
         return source

@@ -98,8 +98,12 @@ def train_classifier(
         net = Classifier(train.shape, train.classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
     steps = recipe.epochs * len(train) // recipe.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
-    for step in progress_bar()(range(steps), f"classifier of {train.name}", leave=False, delay=2):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=steps
+    )
+    for step in progress_bar()(
+        range(steps), f"classifier of {train.name}", leave=False, delay=2
+    ):
         x, label = train.batch(seed, step, recipe.batch)[:2]
         assert label is not None
         noise = rng.normal(x.shape, rng.generator(seed, "classifier/noise", step))
@@ -144,7 +148,9 @@ class SureShare(Measure):
             "reference": len(self.hits),
         }
         name = "Share of samples classified surely"
-        return Measurement(name, share, n, self.seed, details=details, better="higher")
+        return Measurement(
+            name, share, n, self.seed, details=details, better="higher"
+        )
 
     def floor(self, n: int, draws: int) -> list[float]:
         return share_draws(self.hits, n, self.seed, draws)
@@ -171,7 +177,9 @@ def sure_share(
     return SureShare(net, reference, threshold, levels, seed)(samples, floor_draws)
 
 
-def class_histogram(samples: Tensor, net: Classifier, levels: int | None = None) -> Tensor:
+def class_histogram(
+    samples: Tensor, net: Classifier, levels: int | None = None
+) -> Tensor:
     """How many samples (n, c, h, w) the classifier takes for each class, int64 (classes,).
 
     levels: the number of levels of integer images.
@@ -191,5 +199,7 @@ def image_digest(*datasets: ArrayDataset, text: str = "") -> str:
 
 def _labels(dataset: ArrayDataset) -> Tensor:
     if dataset.labels is None:
-        raise Refused(f"data set {dataset.name!r} has no labels, so no classifier learns it")
+        raise Refused(
+            f"data set {dataset.name!r} has no labels, so no classifier learns it"
+        )
     return dataset.labels.cpu()

@@ -83,7 +83,9 @@ def sliced_wasserstein(
     drawn from y with replacement.
     """
     if y.ndim != 2:
-        raise Refused(f"real points have the shape {tuple(y.shape)}; it must be (m, d)")
+        raise Refused(
+            f"real points have the shape {tuple(y.shape)}; it must be (m, d)"
+        )
     return SlicedWasserstein(y, projections, seed)(x, floor_draws)
 
 
@@ -114,10 +116,14 @@ class InMode(Measure):
         n, share = len(samples), self.inside(samples).double().mean().item()
         details = {"standard_error": share_error(share, n), "radius": self.radius}
         name = "Share of samples in a mode"
-        return Measurement(name, share, n, self.seed, details=details, better="higher")
+        return Measurement(
+            name, share, n, self.seed, details=details, better="higher"
+        )
 
     def floor(self, n: int, draws: int) -> list[float]:
-        return [] if self.hits is None else share_draws(self.hits, n, self.seed, draws)
+        return (
+            [] if self.hits is None else share_draws(self.hits, n, self.seed, draws)
+        )
 
 
 def in_mode(
@@ -140,14 +146,18 @@ def in_mode(
 class ModeWeightError(Measure):
     """The largest error of a mode's weight; see `mode_weight_error`."""
 
-    def __init__(self, means: Tensor, weights: Tensor | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, means: Tensor, weights: Tensor | None = None, seed: int = 0
+    ) -> None:
         super().__init__(seed)
         truth = torch.ones(len(means)) if weights is None else weights.cpu()
         self.means, self.truth = means, truth.double() / truth.sum()
 
     def errors(self, modes: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the modes (k,) and their errors (k,), for the modes of points (n,)."""
-        shares = torch.bincount(modes, minlength=len(self.truth)).double() / len(modes)
+        shares = torch.bincount(modes, minlength=len(self.truth)).double() / len(
+            modes
+        )
         return shares, (shares - self.truth).abs()
 
     def figure(self, samples: Tensor) -> Measurement:
@@ -161,7 +171,10 @@ class ModeWeightError(Measure):
 
     def floor(self, n: int, draws: int) -> list[float]:
         sources = (rng.generator(self.seed, "floor", draw) for draw in range(draws))
-        modes = (torch.multinomial(self.truth, n, True, generator=source) for source in sources)
+        modes = (
+            torch.multinomial(self.truth, n, True, generator=source)
+            for source in sources
+        )
         return [self.errors(drawn)[1].max().item() for drawn in modes]
 
 
@@ -208,9 +221,14 @@ class NearestDistance(Measure):
     def distances(self, images: Images) -> Tensor:
         """The distance of each image to the nearest known one, float64 (n,)."""
         shape, device = tuple(self.known.shape[1:]), self.known.device
-        points = unit_images(images, self.levels, shape).flatten(1).double().to(device)
+        points = (
+            unit_images(images, self.levels, shape).flatten(1).double().to(device)
+        )
         known = self.known.flatten(1)
-        parts = [torch.cdist(part, known).amin(dim=1) for part in torch.split(points, CHUNK)]
+        parts = [
+            torch.cdist(part, known).amin(dim=1)
+            for part in torch.split(points, CHUNK)
+        ]
         return torch.cat(parts).cpu()
 
     def figure(self, samples: Tensor) -> Measurement:

@@ -46,14 +46,18 @@ class FrechetDistance(Measure):
         fake = _check(in_chunks(self.features, samples), self.real.shape[1])
         details = {"reference": len(self.real), "features": self.real.shape[1]}
         value = bures(moments(fake), self._moments)
-        return Measurement("Fréchet distance", value, len(samples), self.seed, details=details)
+        return Measurement(
+            "Fréchet distance", value, len(samples), self.seed, details=details
+        )
 
     def floor(self, n: int, draws: int) -> list[float]:
         m = len(self.real)
         return [
             bures(
                 moments(self.real, real_rows(m, n, self.seed, draw)),
-                moments(self.real, real_rows(m, m, self.seed, draw, "floor/reference")),
+                moments(
+                    self.real, real_rows(m, m, self.seed, draw, "floor/reference")
+                ),
             )
             for draw in range(draws)
         ]
@@ -100,7 +104,9 @@ def moments(features: Tensor, rows: Tensor | None = None) -> Moments:
         counts = torch.bincount(rows, minlength=len(features)).double()
     n, parts = (
         counts.sum(),
-        list(zip(torch.split(features, ROWS), torch.split(counts, ROWS), strict=True)),
+        list(
+            zip(torch.split(features, ROWS), torch.split(counts, ROWS), strict=True)
+        ),
     )
     mean = torch.stack([c @ f.double() for f, c in parts]).sum(dim=0) / n
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64)

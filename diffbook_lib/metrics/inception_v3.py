@@ -31,7 +31,9 @@ class InceptionMissing(Refused):
     """The package with the Inception network is not installed."""
 
 
-def inception(device: str | torch.device = "cpu", folder: str | Path | None = None) -> Features:
+def inception(
+    device: str | torch.device = "cpu", folder: str | Path | None = None
+) -> Features:
     """The 2048 features of the original Inception for colour images: (n, 3, h, w) in [-1, 1],
     or their 256 integer levels -> float32 (n, 2048).
 

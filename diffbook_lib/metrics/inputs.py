@@ -43,7 +43,11 @@ def checked_images(
 
 def known_levels(images: Images, levels: int | None = None) -> int | None:
     """The number of levels, given or that of a data set; None where neither is known."""
-    return images.levels if levels is None and isinstance(images, ArrayDataset) else levels
+    return (
+        images.levels
+        if levels is None and isinstance(images, ArrayDataset)
+        else levels
+    )
 
 
 def check_cloud(points: Tensor, what: str = "points") -> Tensor:
@@ -54,7 +58,9 @@ def check_cloud(points: Tensor, what: str = "points") -> Tensor:
             "images, their number of levels must be known: pass levels, such as levels=256"
         )
     if len(points) < 2:
-        raise Refused(f"there are {len(points)} {what}; at least 2 are needed: draw more")
+        raise Refused(
+            f"there are {len(points)} {what}; at least 2 are needed: draw more"
+        )
     bad = int((~points.isfinite()).flatten(1).any(dim=1).sum())
     if bad:
         raise Failed(
@@ -81,7 +87,9 @@ def unit_chunks(images: Images) -> Iterator[Tensor]:
             yield x if images.levels is None else _from_levels(x, images.levels)
 
 
-def real_rows(size: int, n: int, seed: int, draw: int, purpose: str = "floor") -> Tensor:
+def real_rows(
+    size: int, n: int, seed: int, draw: int, purpose: str = "floor"
+) -> Tensor:
     """Rows of n examples drawn with replacement from `size` real ones, int64 (n,)."""
     return rng.integers(size, (n,), rng.generator(seed, purpose, draw))
 
@@ -93,8 +101,13 @@ def mean_draws(values: Tensor, n: int, seed: int, draws: int) -> list[float]:
     is that of a mean of n plus that of the mean of the known ones.
     """
     m = len(values)
-    known = (values[real_rows(m, m, seed, draw, "floor/reference")] for draw in range(draws))
-    return [v[real_rows(m, n, seed, draw)].mean().item() for draw, v in enumerate(known)]
+    known = (
+        values[real_rows(m, m, seed, draw, "floor/reference")]
+        for draw in range(draws)
+    )
+    return [
+        v[real_rows(m, n, seed, draw)].mean().item() for draw, v in enumerate(known)
+    ]
 
 
 def share_draws(hits: Tensor, n: int, seed: int, draws: int) -> list[float]:

@@ -46,7 +46,9 @@ class Judge:
     nearest: the distance to the nearest training image, where unseen images are known.
     """
 
-    def __init__(self, measures: Sequence[Measure], nearest: NearestDistance | None = None) -> None:
+    def __init__(
+        self, measures: Sequence[Measure], nearest: NearestDistance | None = None
+    ) -> None:
         self.measures, self.nearest = tuple(measures), nearest
 
     @classmethod
@@ -80,7 +82,9 @@ class Judge:
         InceptionMissing, MissingDataError or ChecksumError for what cannot be had.
         """
         shape = tuple(dataset.shape)
-        if isinstance(dataset, SampledDataset) or (len(shape) == 1 and dataset.levels is None):
+        if isinstance(dataset, SampledDataset) or (
+            len(shape) == 1 and dataset.levels is None
+        ):
             return cls(_of_points(dataset, seed))
         if len(shape) != 3:
             raise Refused(
@@ -118,8 +122,12 @@ class Judge:
         assert isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
         net = cached_classifier(train, test, RECIPES[dataset.name]).to(device)
         unseen, key = held_out or test, _weights_digest(net)
-        real = torch.cat([real_features(part, net.features, key) for part in (train, unseen)])
-        distance = FrechetDistance(real, net.features, train.shape, train.levels, seed)
+        real = torch.cat(
+            [real_features(part, net.features, key) for part in (train, unseen)]
+        )
+        distance = FrechetDistance(
+            real, net.features, train.shape, train.levels, seed
+        )
         sure = SureShare(net, unseen, levels=train.levels, seed=seed)
         return cls([distance, sure], NearestDistance(dataset, unseen, seed=seed))
 

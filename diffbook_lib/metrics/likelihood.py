@@ -18,7 +18,9 @@ def bits(log_density: Tensor, dims: int, levels: int | None = 256) -> Tensor:
     Raises Refused for fewer than 2 levels.
     """
     if levels is not None and levels < 2:
-        raise Refused(f"levels is {levels}; it must be at least 2, or None for discrete data")
+        raise Refused(
+            f"levels is {levels}; it must be at least 2, or None for discrete data"
+        )
     log_width = 0.0 if levels is None else math.log(2 / (levels - 1))
     return -(log_density.double() / dims + log_width) / math.log(2)
 
@@ -31,7 +33,9 @@ def bits_per_dim(
     seed: int | None = None,
 ) -> Measurement:
     """The mean of `bits` over the examples, with its standard error."""
-    each = bits(check_cloud(log_density[:, None], "log densities")[:, 0], dims, levels)
+    each = bits(
+        check_cloud(log_density[:, None], "log densities")[:, 0], dims, levels
+    )
     details = {"standard_error": each.std().item() / math.sqrt(len(each))}
     value, n = each.mean().item(), len(each)
     return Measurement("Bits per dimension", value, n, seed, details=details)

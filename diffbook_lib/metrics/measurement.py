@@ -81,7 +81,9 @@ class Measurement:
     def __str__(self) -> str:
         error, floor = self.details.get("standard_error"), self.floor_range
         digits = _decimals(self.value, error, *(floor or ()))
-        value = f"{self.value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+        value = f"{self.value:.{digits}f}" + (
+            "" if error is None else f" ± {error:.{digits}f}"
+        )
         parts = [f"n = {self.samples}"]
         if floor:
             word = "floor" if self.better == "lower" else "real"

@@ -36,7 +36,9 @@ def make(
     the data.
     """
     if name not in (*POINTS, *IMAGES):
-        raise ValueError(f"unknown network {name!r}; known: {', '.join((*POINTS, *IMAGES))}")
+        raise ValueError(
+            f"unknown network {name!r}; known: {', '.join((*POINTS, *IMAGES))}"
+        )
     _check(name, tuple(size), classes)
     if name == "mlp":
         return MLP(inputs, outputs, spec.width, spec.depth, log_noise, classes)
@@ -45,24 +47,32 @@ def make(
     levels = (spec.channels, spec.multipliers, spec.blocks, spec.attention)
     if name == "unet":
         image = (inputs, outputs, size[0], *levels)
-        return UNet(*image, classes=classes, dropout=spec.dropout, log_noise=log_noise)
+        return UNet(
+            *image, classes=classes, dropout=spec.dropout, log_noise=log_noise
+        )
     options = (spec.dropout, spec.fir, spec.progressive_input, spec.time_embedding)
     return NCSNpp(inputs, outputs, size[0], *levels, *options)
 
 
 def _check(name: str, size: tuple[int, ...], classes: int) -> None:
     if name in IMAGES and not size:
-        raise ValueError(f"{name!r} is for images, but the data are points; use {_either(POINTS)}")
+        raise ValueError(
+            f"{name!r} is for images, but the data are points; use {_either(POINTS)}"
+        )
     if name in POINTS and size:
         raise ValueError(
             f"{name!r} is for points, but the data are images of {_times(size)}; use "
             f"{_either(IMAGES)}"
         )
     if size and (len(size) != 2 or size[0] != size[1]):
-        raise ValueError(f"{name!r} is for square images, but these are of {_times(size)}")
+        raise ValueError(
+            f"{name!r} is for square images, but these are of {_times(size)}"
+        )
     if classes and name not in ("mlp", "unet"):
         other = "mlp" if name in POINTS else "unet"
-        raise ValueError(f"{name!r} takes no class labels; use {other!r}, or classes=0")
+        raise ValueError(
+            f"{name!r} takes no class labels; use {other!r}, or classes=0"
+        )
 
 
 def _either(names: Sequence[str]) -> str:

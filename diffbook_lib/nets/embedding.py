@@ -17,7 +17,9 @@ class NoiseEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, features: int = 32, log: bool = False, classes: int = 0) -> None:
+    def __init__(
+        self, width: int, features: int = 32, log: bool = False, classes: int = 0
+    ) -> None:
         super().__init__()
         self.log, self.classes = log, classes
         self.register_buffer("frequencies", 2 * torch.pi * torch.randn(features))
@@ -29,10 +31,14 @@ class NoiseEmbedding(nn.Module):
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         level = (noise.log() / 4 if self.log else noise)[:, None]  # (batch, 1)
         angles = level * self.frequencies  # (batch, features)
-        vector: Tensor = self.layers(torch.cat([angles.cos(), angles.sin(), level], dim=1))
+        vector: Tensor = self.layers(
+            torch.cat([angles.cos(), angles.sin(), level], dim=1)
+        )
         if self.labels is None:
             if label is not None:
-                raise ValueError("this network was built with classes=0: it takes no class label")
+                raise ValueError(
+                    "this network was built with classes=0: it takes no class label"
+                )
             return vector
         if label is None:
             label = torch.full(noise.shape, self.classes, device=noise.device)

@@ -26,7 +26,9 @@ class MLPBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         last = zero_linear(width, width)
-        self.layers = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
+        self.layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last
+        )
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
@@ -55,7 +57,9 @@ class MLP(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = zero_linear(width, outputs)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None
+    ) -> Tensor:
         embedding = F.silu(self.embedding(noise, label))
         h: Tensor = self.stem(x)
         for block in self.blocks:
@@ -72,14 +76,18 @@ class PlainMLP(nn.Module):
     generative modeling with critically-damped Langevin diffusion", ICLR 2022.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int = 128, depth: int = 4) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int = 128, depth: int = 4
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(inputs + 1, width), nn.SiLU())
         for _ in range(depth - 1):
             self.layers.extend([nn.Linear(width, width), nn.SiLU()])
         self.layers.append(nn.Linear(width, outputs))
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None
+    ) -> Tensor:
         if label is not None:
             raise ValueError("PlainMLP takes no class label; call it with label=None")
         out: Tensor = self.layers(torch.cat([x, noise[:, None]], dim=1))

@@ -43,7 +43,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation in groups of four channels, or in 32 larger groups."""
     groups = min(channels // 4, 32)
     if groups == 0 or channels % groups:
-        raise ValueError(f"{channels} channels do not split into {groups} groups of equal size")
+        raise ValueError(
+            f"{channels} channels do not split into {groups} groups of equal size"
+        )
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -70,7 +72,9 @@ class FIR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         weight = self.kernel.expand(channels, 1, 4, 4)
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding, groups=channels)
+        return F.conv2d(
+            x, weight, stride=self.stride, padding=self.padding, groups=channels
+        )
 
 
 class FIRUp(FIR):
@@ -109,7 +113,9 @@ class TimeEmbedding(nn.Module):
         elif kind == "positional":
             frequencies = torch.logspace(0, -4, channels // 2)
         else:
-            raise ValueError(f'time_embedding is "fourier" or "positional", not "{kind}"')
+            raise ValueError(
+                f'time_embedding is "fourier" or "positional", not "{kind}"'
+            )
         self.log = kind == "fourier"
         self.register_buffer("frequencies", frequencies)
         width = 4 * channels
@@ -148,7 +154,9 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(outputs, outputs, NEAR_ZERO)
         same = inputs == outputs and resample is None
-        self.shortcut = nn.Identity() if same else start(nn.Conv2d(inputs, outputs, 1))
+        self.shortcut = (
+            nn.Identity() if same else start(nn.Conv2d(inputs, outputs, 1))
+        )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
@@ -169,7 +177,9 @@ class Attention(nn.Module):
         self.out = start(nn.Linear(channels, channels), NEAR_ZERO)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.norm(x).flatten(2).mT[:, None]  # (batch, one head, positions, channels)
+        h = (
+            self.norm(x).flatten(2).mT[:, None]
+        )  # (batch, one head, positions, channels)
         h = F.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h))
         return merge(x, self.out(h).mT.reshape(x.shape))
 
@@ -217,12 +227,18 @@ class NCSNpp(nn.Module):
         levels = [multiplier * channels for multiplier in multipliers]
         befores, afters = [channels, *levels[:-1]], [*levels[1:], levels[-1]]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        for i, (before, c, after) in enumerate(zip(befores, levels, afters, strict=True)):
+        for i, (before, c, after) in enumerate(
+            zip(befores, levels, afters, strict=True)
+        ):
             attend = size >> i in attention
             encoder = [before] + [c] * (blocks - 1)
-            decoder = [after + c] + [2 * c] * (blocks - 1) + [c + before]  # states and skips
+            decoder = (
+                [after + c] + [2 * c] * (blocks - 1) + [c + before]
+            )  # states and skips
             self.encoder.append(_level(block, encoder, c, [attend] * blocks))
-            self.decoder.append(_level(block, decoder, c, [False] * blocks + [attend]))
+            self.decoder.append(
+                _level(block, decoder, c, [False] * blocks + [attend])
+            )
         self.downs, self.ups, self.paths = (
             nn.ModuleList(),
             nn.ModuleList(),
@@ -232,13 +248,17 @@ class NCSNpp(nn.Module):
             self.downs.append(block(c, c, resample=down(fir)))
             self.ups.append(block(after, after, resample=up(fir)))
         if progressive_input:
-            self.paths.extend(input_path(*c, fir) for c in pairwise([inputs, *levels[:-1]]))
+            self.paths.extend(
+                input_path(*c, fir) for c in pairwise([inputs, *levels[:-1]])
+            )
         c = levels[-1]
         self.middle = nn.ModuleList([block(c, c), Attention(c), block(c, c)])
         self.norm = group_norm(levels[0])
         self.head = conv(levels[0], outputs, NEAR_ZERO)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None
+    ) -> Tensor:
         if label is not None:
             raise ValueError("NCSNpp takes no class label; call it with label=None")
         embedding = F.silu(self.embedding(noise))
@@ -272,5 +292,7 @@ def _level(
     """Residual blocks at one resolution, each followed by attention where asked."""
     level = nn.ModuleList()
     for c, attends in zip(inputs, attend, strict=True):
-        level.append(nn.ModuleList([block(c, outputs)] + [Attention(outputs)] * attends))
+        level.append(
+            nn.ModuleList([block(c, outputs)] + [Attention(outputs)] * attends)
+        )
     return level

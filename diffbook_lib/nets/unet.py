@@ -36,7 +36,9 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_conv(outputs, outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -53,7 +55,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = max(1, channels // 32)
         if channels % self.heads:
-            raise ValueError(f"{channels} channels do not split into {self.heads} attention heads")
+            raise ValueError(
+                f"{channels} channels do not split into {self.heads} attention heads"
+            )
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_conv(channels, channels, kernel=1)
@@ -148,14 +152,18 @@ class UNet(nn.Module):
         )
         for i, multiplier in reversed(list(enumerate(multipliers))):
             for last in [False] * blocks + [True]:
-                modules = level(c + skips.pop(), c := multiplier * channels, size >> i)
+                modules = level(
+                    c + skips.pop(), c := multiplier * channels, size >> i
+                )
                 if i and last:
                     modules.append(Upsample(c))
                 self.decoder.append(modules)
         self.norm = group_norm(c)
         self.head = zero_conv(c, outputs)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Tensor, label: Tensor | None = None
+    ) -> Tensor:
         embedding = F.silu(self.embedding(noise, label))
         h = self.stem(x)
         skips = [h]

@@ -40,10 +40,14 @@ def schedule(key: Tensor) -> Schedule:
     rounds = torch.arange(ROUNDS, device=device)[:, None]
     keys = (key + rounds * torch.tensor([W0, W1], device=device)) & MASK
     small, keys = keys[:SMALL], keys[SMALL:, :, None].clone()
-    multipliers = torch.tensor([M0, M1], device=device)[:, None].repeat(len(keys), 1, 1)
+    multipliers = torch.tensor([M0, M1], device=device)[:, None].repeat(
+        len(keys), 1, 1
+    )
     # even rounds find the even words in order and leave them crossed
     keys[::2], multipliers[1::2] = keys[::2].flip(1), multipliers[1::2].flip(1)
-    return Schedule([words.unbind() for words in small], keys.unbind(), multipliers.unbind())
+    return Schedule(
+        [words.unbind() for words in small], keys.unbind(), multipliers.unbind()
+    )
 
 
 def philox(counter: Words, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +82,9 @@ def mixed(counter: Words, prepared: Schedule) -> tuple[Tensor, Tensor]:
         torch.bitwise_right_shift(product, 32, out=even)
         upper.bitwise_xor_(odd[1])
         lower.bitwise_xor_(odd[0])
-        even.bitwise_xor_(k).bitwise_and_(MASK)  # also clears what the odd words had above
+        even.bitwise_xor_(k).bitwise_and_(
+            MASK
+        )  # also clears what the odd words had above
         odd = product[0], product[1]
         product, spare = spare, product
     return even.reshape(2, *shape), spare.reshape(2, *shape)

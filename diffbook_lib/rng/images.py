@@ -11,11 +11,17 @@ from torch import Tensor
 from diffbook_lib.rng.counter import MASK, mixed, normals, philox, schedule
 from diffbook_lib.rng.keyed import key_of
 
-NORMAL, UNIFORM, ORDER = range(3)  # last word of the counter: uses of a key that share nothing
-AT_ONCE = 2**17  # normal numbers: more leave a processor's cache, fewer are mostly overhead
+NORMAL, UNIFORM, ORDER = range(
+    3
+)  # last word of the counter: uses of a key that share nothing
+AT_ONCE = (
+    2**17
+)  # normal numbers: more leave a processor's cache, fewer are mostly overhead
 
 
-def image_noise(seed: int, purpose: str, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
+def image_noise(
+    seed: int, purpose: str, numbers: Sequence[int], shape: Sequence[int]
+) -> Tensor:
     """Standard normal float32 noise (len(numbers), *shape) in which row k belongs to
     image numbers[k] alone.
 
@@ -24,15 +30,17 @@ def image_noise(seed: int, purpose: str, numbers: Sequence[int], shape: Sequence
     """
     key = key_of(seed, purpose)
     rows = [
-        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(i)])).standard_normal(
-            tuple(shape), dtype=np.float32
-        )
+        np.random.Generator(
+            np.random.Philox(key=key, counter=[0, 0, 0, int(i)])
+        ).standard_normal(tuple(shape), dtype=np.float32)
         for i in numbers
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
 
 
-def start_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], part: str = "x") -> Tensor:
+def start_noise(
+    seed: int, numbers: Sequence[int], shape: Sequence[int], part: str = "x"
+) -> Tensor:
     """The noise that sampling starts from, (len(numbers), *shape): one key for the
     whole book, so that any two models with one seed start image i from the same
     numbers. `part`: the part of the state it is for, "v" for a velocity."""
@@ -67,7 +75,9 @@ def step_noise(
         group, place = divmod(draw, ahead)
         if group != last[0]:
             draws = torch.arange(group * ahead, (group + 1) * ahead, device=device)
-            z = normals(*mixed((block, draws[:, None, None], image, NORMAL), prepared))
+            z = normals(
+                *mixed((block, draws[:, None, None], image, NORMAL), prepared)
+            )
             last = group, z[..., :size].reshape(ahead, len(image), *shape)
         return last[1][place].clone()
 
@@ -105,10 +115,14 @@ def image_order(
     return ((a >> 1 << 32) | b).argsort(dim=1, stable=True)  # by 63 random bits
 
 
-def _on(device: str | torch.device, key: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _on(
+    device: str | torch.device, key: int, numbers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """The key (2,) and the image numbers (k, 1) as words on the device."""
     for number in (min(numbers, default=0), max(numbers, default=0)):
         if not 0 <= number <= MASK:
             raise ValueError(f"image number {number} is not one of 0 ... {MASK}")
     words = torch.tensor([key & MASK, key >> 32], device=device)
-    return words, torch.tensor(list(numbers), dtype=torch.int64, device=device)[:, None]
+    return words, torch.tensor(list(numbers), dtype=torch.int64, device=device)[
+        :, None
+    ]

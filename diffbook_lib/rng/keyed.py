@@ -53,18 +53,24 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop <= self.total:
-            raise ValueError(f"rows {self.start}:{self.stop} are no share of {self.total} rows")
+            raise ValueError(
+                f"rows {self.start}:{self.stop} are no share of {self.total} rows"
+            )
 
 
 Source = torch.Generator | Share
 
 
-def normal(shape: Sequence[int], source: Source, dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(
+    shape: Sequence[int], source: Source, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Standard normal numbers of `shape` (batch first) on the source's device."""
     return _draw(torch.randn, shape, source, dtype)
 
 
-def uniform(shape: Sequence[int], source: Source, dtype: torch.dtype = torch.float32) -> Tensor:
+def uniform(
+    shape: Sequence[int], source: Source, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Uniform numbers in [0, 1) of `shape` (batch first) on the source's device."""
     return _draw(torch.rand, shape, source, dtype)
 
@@ -109,9 +115,13 @@ def _draw(
         return draw(tuple(shape), generator=source, dtype=dtype, device=source.device)
     rows = source.stop - source.start
     if shape[0] != rows:
-        raise ValueError(f"asked for {shape[0]} rows, but this share of the batch holds {rows}")
+        raise ValueError(
+            f"asked for {shape[0]} rows, but this share of the batch holds {rows}"
+        )
     whole = (source.total, *shape[1:])
-    numbers = draw(whole, generator=source.generator, dtype=dtype, device=source.generator.device)
+    numbers = draw(
+        whole, generator=source.generator, dtype=dtype, device=source.generator.device
+    )
     return numbers[source.start : source.stop]
 
 

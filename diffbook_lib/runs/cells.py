@@ -19,7 +19,8 @@ def tagged(notebook: Path, *tags: str) -> list[str]:
     return [
         "".join(cell["source"])
         for cell in cells
-        if cell["cell_type"] == "code" and {*tags} & {*cell["metadata"].get("tags", [])}
+        if cell["cell_type"] == "code"
+        and {*tags} & {*cell["metadata"].get("tags", [])}
     ]
 
 
@@ -35,12 +36,17 @@ def execute(spec: RunSpec, *tags: str) -> dict[str, Any]:
         raise SpecError(f"{notebook} has no cell tagged {' or '.join(tags)}")
     namespace: dict[str, Any] = {"__name__": f"nbs.{spec.method}", "spec": spec}
     for number, source in enumerate(sources, 1):
-        exec(compile(source, f"{notebook.name}, {tags} cell {number}", "exec"), namespace)
+        exec(
+            compile(source, f"{notebook.name}, {tags} cell {number}", "exec"),
+            namespace,
+        )
     return namespace
 
 
 def defined(namespace: dict[str, Any], *names: str) -> list[Any]:
     """The values of names that cells must have defined; SpecError that says which they did not."""
     if missing := [name for name in names if name not in namespace]:
-        raise SpecError(f"the cells of the run notebook define no {', '.join(missing)}")
+        raise SpecError(
+            f"the cells of the run notebook define no {', '.join(missing)}"
+        )
     return [namespace[name] for name in names]

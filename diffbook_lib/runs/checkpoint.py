@@ -111,7 +111,10 @@ def save_run(
         for owner, values in states.items()
         for name, value in values.items()
     }
-    info = {"parts": sorted(parts), "progress": asdict(progress) if progress else None}
+    info = {
+        "parts": sorted(parts),
+        "progress": asdict(progress) if progress else None,
+    }
     save(run / "checkpoints", samples, tensors, info)
 
 
@@ -131,7 +134,9 @@ def load_run(
         try:
             module.load_state_dict(part(found, name))
         except (RuntimeError, ValueError) as error:
-            raise PartsDiffer(f"{found.path}: {name} does not fit this task: {error}") from None
+            raise PartsDiffer(
+                f"{found.path}: {name} does not fit this task: {error}"
+            ) from None
     return {
         p: {
             key: torch.empty_like(p, dtype=value.dtype).copy_(value)
@@ -154,12 +159,17 @@ def part(found: Checkpoint, owner: str) -> dict[str, Tensor]:
 
 
 def snapshot(
-    run: Path, samples: int, averages: Mapping[str, Mapping[str, Tensor]], precision: str
+    run: Path,
+    samples: int,
+    averages: Mapping[str, Mapping[str, Tensor]],
+    precision: str,
 ) -> None:
     """Keep averages by profile in `snapshots/`, one file a profile, which no pruning touches."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     for profile, state in averages.items():
-        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+        tensors = {
+            n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()
+        }
         path = run / "snapshots" / f"{samples:012d}-{profile}.safetensors"
         write(path, tensors, {"profile": profile, "precision": precision})
 
@@ -188,7 +198,9 @@ def newest(folder: Path) -> Checkpoint | None:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            warnings.warn(f"{reason}; continuing from {path.name} instead", stacklevel=2)
+            warnings.warn(
+                f"{reason}; continuing from {path.name} instead", stacklevel=2
+            )
         return checkpoint
     if reasons:
         raise CheckpointError(
@@ -202,7 +214,9 @@ def newest(folder: Path) -> Checkpoint | None:
 def newest_file(folder: Path) -> Path:
     """The file of the newest checkpoint; CheckpointError if there is none."""
     if not (found := _files(folder)):
-        raise CheckpointError(f"{folder} holds no checkpoint yet; train the run first")
+        raise CheckpointError(
+            f"{folder} holds no checkpoint yet; train the run first"
+        )
     return found[-1]
 
 

@@ -40,8 +40,12 @@ class Estimate:
     forward_flops: int  # of one example: matrix products, convolutions and attention
     samples: int  # seen in training by all members: steps times batch
     training_flops: int  # of all members: three forward passes an example
-    sampling_flops: int  # of all members: the network calls of every image of the table
-    grading_flops: int  # the features of every image of the table; those of real ones are kept
+    sampling_flops: (
+        int  # of all members: the network calls of every image of the table
+    )
+    grading_flops: (
+        int  # the features of every image of the table; those of real ones are kept
+    )
     state_bytes: int  # weights, gradients, two Adam moments, averages: all float32
     activation_bytes: int  # kept for the backward pass, float32
     checkpoint_bytes: int  # one file: weights, two moments, averages
@@ -97,7 +101,9 @@ def estimate(
     if gpu not in PEAK:
         raise Refused(f"unknown GPU {gpu!r}: {', '.join(PEAK)}{nearest(gpu, PEAK)}")
     if not 0 < utilisation <= 1:
-        raise Refused(f"utilisation is {utilisation}; it must lie above 0 and at most at 1")
+        raise Refused(
+            f"utilisation is {utilisation}; it must lie above 0 and at most at 1"
+        )
     spec = presets.resolve(method, preset, changes)
     costs = [member_cost(spec.member(at)) for at in spec.members()]
     most = {name: max(cost[name] for cost in costs) for name in LARGEST}
@@ -118,8 +124,20 @@ def estimate(
     )
 
 
-LARGEST = ("parameters", "forward_flops", "state_bytes", "activation_bytes", "checkpoint_bytes")
-SUMMED = ("samples", "training_flops", "sampling_flops", "grading_flops", "snapshot_bytes")
+LARGEST = (
+    "parameters",
+    "forward_flops",
+    "state_bytes",
+    "activation_bytes",
+    "checkpoint_bytes",
+)
+SUMMED = (
+    "samples",
+    "training_flops",
+    "sampling_flops",
+    "grading_flops",
+    "snapshot_bytes",
+)
 
 
 def member_cost(spec: RunSpec) -> dict[str, int]:
@@ -136,9 +154,12 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
         "samples": samples,
         "training_flops": 3 * forward * samples,
         "sampling_flops": spec.calls() * forward * spec.samples,
-        "grading_flops": int(grading_flops(spec.dataset, data.check(spec).shape, images)),
+        "grading_flops": int(
+            grading_flops(spec.dataset, data.check(spec).shape, images)
+        ),
         "state_bytes": 4 * (every + averages + 3 * trainable),
-        "activation_bytes": activation_bytes(net, example) * (spec.batch // spec.accumulate),
+        "activation_bytes": activation_bytes(net, example)
+        * (spec.batch // spec.accumulate),
         "checkpoint_bytes": 4 * (every + averages + 2 * trainable),
         "snapshot_bytes": BYTES[spec.snapshot_precision] * kept * averages,
     }

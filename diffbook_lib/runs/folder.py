@@ -13,8 +13,12 @@ from diffbook_lib.errors import Refused
 from diffbook_lib.runs import presets
 from diffbook_lib.specs import RunSpec
 
-PATIENCE = 5.0  # seconds to wait for a folder: a killed run's kernel lives a moment longer
-INHERITED = "DIFFBOOK_LOCKED"  # names the folder that the process which started us has locked
+PATIENCE = (
+    5.0  # seconds to wait for a folder: a killed run's kernel lives a moment longer
+)
+INHERITED = (
+    "DIFFBOOK_LOCKED"  # names the folder that the process which started us has locked
+)
 _locks: dict[Path, TextIO] = {}  # held until this process ends
 
 
@@ -45,10 +49,18 @@ def check(folder: str | Path, spec: RunSpec) -> bool:
             )
         return False
     old, new = read_spec(folder).model_dump(mode="json"), spec.model_dump(mode="json")
-    names = [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
+    names = [
+        name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)
+    ]
     if names:
-        lines = [f"  {name}: {_show(old, name)} -> {_show(new, name)}" for name in names]
-        changed = f"\nthe data in {spec.path} changed since" if names == ["data_hash"] else ""
+        lines = [
+            f"  {name}: {_show(old, name)} -> {_show(new, name)}" for name in names
+        ]
+        changed = (
+            f"\nthe data in {spec.path} changed since"
+            if names == ["data_hash"]
+            else ""
+        )
         raise SpecMismatch(
             f"{folder} holds a run with other values (there -> now):\n"
             + "\n".join(lines)
@@ -129,7 +141,9 @@ def unlock(folder: Path) -> None:
 def handed_on(folder: Path) -> tuple[dict[str, str], tuple[int, ...]]:
     """Environment and file descriptors of a child process that is to work in `folder` under the
     lock of this one, which lasts as long as either lives."""
-    holder = next((held for held in _locks if folder.resolve().is_relative_to(held)), None)
+    holder = next(
+        (held for held in _locks if folder.resolve().is_relative_to(held)), None
+    )
     if holder is None:
         return {}, ()
     return {INHERITED: str(holder)}, (_locks[holder].fileno(),)

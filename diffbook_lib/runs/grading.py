@@ -24,7 +24,9 @@ class Graded:
     seconds: float
 
 
-def judge_of(spec: RunSpec, dataset: data.ArrayDataset | data.SampledDataset) -> Judge:
+def judge_of(
+    spec: RunSpec, dataset: data.ArrayDataset | data.SampledDataset
+) -> Judge:
     """The judge of a run's samples, with everything it needs at hand: asked for before training,
     so that what cannot be had is said then. Raises what `Judge.of` raises."""
     unseen = data.held_out(spec) if spec.path else None
@@ -37,18 +39,26 @@ def judge_of(spec: RunSpec, dataset: data.ArrayDataset | data.SampledDataset) ->
     )
 
 
-def grade(samples: Iterable[Samples], judge: Callable[[Tensor], list[Measurement]]) -> Graded:
+def grade(
+    samples: Iterable[Samples], judge: Callable[[Tensor], list[Measurement]]
+) -> Graded:
     """What `judge` measures of each way of sampling, with its coordinates and network calls."""
     started = perf_counter()
     results = [
-        replace(found, at={**drawn.at, **found.at}, details={**found.details, "nfe": drawn.nfe})
+        replace(
+            found,
+            at={**drawn.at, **found.at},
+            details={**found.details, "nfe": drawn.nfe},
+        )
         for drawn in samples
         for found in judge(drawn.x)
     ]
     return Graded(results, perf_counter() - started)
 
 
-def measure(members: Iterable[Member], figure: Callable[[Member], Measurement]) -> Graded:
+def measure(
+    members: Iterable[Member], figure: Callable[[Member], Measurement]
+) -> Graded:
     """What `figure` measures of each member itself, with its coordinates."""
     started = perf_counter()
     found = [replace(figure(member), at=member.at) for member in members]

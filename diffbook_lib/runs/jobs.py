@@ -53,7 +53,12 @@ def prepare(
                 f"divide the batch of {batch} examples"
             )
     folders.check(folder, spec)
-    parameters = {"preset": preset, **changes, "out": str(folder), "processes": processes}
+    parameters = {
+        "preset": preset,
+        **changes,
+        "out": str(folder),
+        "processes": processes,
+    }
     if spec.path:
         parameters["path"] = spec.path  # from the root: the kernel works elsewhere
     return Plan(spec, folder, notebook_path(method), parameters, processes)
@@ -85,13 +90,18 @@ def run(
     if where == "slurm":
         folders.unlock(plan.folder)
         job = submit(
-            Submission(method, preset, dict(changes or {}), str(plan.folder), processes), **slurm
+            Submission(
+                method, preset, dict(changes or {}), str(plan.folder), processes
+            ),
+            **slurm,
         )
         print(f"submitted as job {job.job_id}; output in {job.paths.stdout}")
         return plan.folder
     _execute(plan)
     if not records.is_complete(plan.folder, plan.spec):
-        raise RunFailed(f"{plan.notebook.name} came to its end but wrote no record.json")
+        raise RunFailed(
+            f"{plan.notebook.name} came to its end but wrote no record.json"
+        )
     print(f"complete: {plan.folder / 'record.json'}")
     return plan.folder
 
@@ -120,7 +130,9 @@ def _execute(plan: Plan) -> None:
     partial = plan.folder / "notebook.partial.ipynb"
     # parameters that the notebook's cell does not name are meant: the specification knows them
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ["DIFFBOOK_TEXT_BAR"] = "1"  # for the kernel: a widget would not show in a terminal
+    os.environ["DIFFBOOK_TEXT_BAR"] = (
+        "1"  # for the kernel: a widget would not show in a terminal
+    )
     folders.unlock(plan.folder)  # the kernel locks it
     try:
         papermill.execute_notebook(
@@ -185,7 +197,9 @@ class Submission:
     processes: int = 1
 
     def __call__(self) -> str:
-        return str(run(self.method, self.preset, self.changes, self.out, self.processes))
+        return str(
+            run(self.method, self.preset, self.changes, self.out, self.processes)
+        )
 
     def checkpoint(self) -> Any:
         """Called on the signal before the time limit: the same run, continued in a new job."""
@@ -209,9 +223,13 @@ def submit(
     try:
         import submitit
     except ImportError:
-        raise RunFailed("submitting needs submitit, pip install 'diffbook_lib[slurm]'") from None
+        raise RunFailed(
+            "submitting needs submitit, pip install 'diffbook_lib[slurm]'"
+        ) from None
     executor = submitit.AutoExecutor(
-        Path(submission.out) / "slurm" / "%j", cluster=cluster, slurm_max_num_timeout=100
+        Path(submission.out) / "slurm" / "%j",
+        cluster=cluster,
+        slurm_max_num_timeout=100,
     )
     executor.update_parameters(
         name=f"{submission.method}-{submission.preset}",

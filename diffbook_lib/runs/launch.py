@@ -33,9 +33,28 @@ def command(folder: Path, processes: int, stage: str) -> list[str]:
     identity = uuid.uuid4().hex[:12]
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
-        *("--rdzv-backend", "c10d", "--rdzv-id", identity, "--rdzv-conf", "store_type=file"),
-        *("--rdzv-endpoint", str(meeting / f"launcher-{identity}"), "--local-addr", "127.0.0.1"),
-        *("--nproc_per_node", str(processes), "-m", "diffbook_lib", stage, str(folder)),
+        *(
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-id",
+            identity,
+            "--rdzv-conf",
+            "store_type=file",
+        ),
+        *(
+            "--rdzv-endpoint",
+            str(meeting / f"launcher-{identity}"),
+            "--local-addr",
+            "127.0.0.1",
+        ),
+        *(
+            "--nproc_per_node",
+            str(processes),
+            "-m",
+            "diffbook_lib",
+            stage,
+            str(folder),
+        ),
     ]
 
 
@@ -69,7 +88,9 @@ def torchrun(folder: Path, processes: int, stage: str) -> None:
             process.wait()
             _tidy(folder)
     if process.returncode:
-        raise RunFailed(f"{stage} with {processes} processes in {folder} {_reason(shown)}")
+        raise RunFailed(
+            f"{stage} with {processes} processes in {folder} {_reason(shown)}"
+        )
 
 
 def end_with_parent() -> None:
@@ -87,7 +108,9 @@ def _reason(shown: str) -> str:
             f"failed: process {killed[2]} was ended by {name}, perhaps for want of memory; the "
             "same command continues from the last checkpoint"
         )
-    said = re.split(r"^[WE]\d{4} .*torch/distributed", shown, maxsplit=1, flags=re.MULTILINE)[0]
+    said = re.split(
+        r"^[WE]\d{4} .*torch/distributed", shown, maxsplit=1, flags=re.MULTILINE
+    )[0]
     return f"failed:\n{said[-2000:]}"
 
 

@@ -15,7 +15,10 @@ import yaml
 from diffbook_lib import specs
 from diffbook_lib.specs import RunSpec, SpecError, check_name, nearest
 
-EXECUTION = ("out", "processes")  # say where and how a run happens, not what it computes
+EXECUTION = (
+    "out",
+    "processes",
+)  # say where and how a run happens, not what it computes
 SCALARS = (int, float, str, bool, type(None))
 SEEN = "_parameters"  # in a notebook: the names its parameters cell had set at the first call
 
@@ -46,7 +49,9 @@ def notebook_path(method: str) -> Path:
 def names(method: str) -> list[str]:
     """The names of a method's presets."""
     specs.find(method)
-    return sorted(path.stem for path in (root() / "nbs" / "presets" / method).glob("*.yaml"))
+    return sorted(
+        path.stem for path in (root() / "nbs" / "presets" / method).glob("*.yaml")
+    )
 
 
 def path(method: str, name: str) -> Path:
@@ -83,7 +88,9 @@ def summary(method: str, name: str) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
 
 
-def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) -> RunSpec:
+def resolve(
+    method: str, name: str, changes: Mapping[str, Any] | None = None
+) -> RunSpec:
     """The specification of a preset with some values changed, its data set known and, if it is
     your own, fingerprinted.
 
@@ -94,16 +101,22 @@ def resolve(method: str, name: str, changes: Mapping[str, Any] | None = None) ->
 
     changes = dict(changes or {})
     if changes.get("preset", name) != name:
-        raise SpecError(f"preset is {changes['preset']!r}; it names the preset, here {name!r}")
+        raise SpecError(
+            f"preset is {changes['preset']!r}; it names the preset, here {name!r}"
+        )
     for word in EXECUTION:
         if word in changes:
-            raise SpecError(f"{word} is no parameter of the run; use the option --{word}")
+            raise SpecError(
+                f"{word} is no parameter of the run; use the option --{word}"
+            )
     spec = specs.make(method, {**read(method, name), **changes})
     for at in spec.members():
         data.check(spec.member(at))
     if spec.path:
         place = str(Path(spec.path).expanduser().resolve())
-        spec = spec.model_copy(update={"path": place, "data_hash": data.fingerprint(spec)})
+        spec = spec.model_copy(
+            update={"path": place, "data_hash": data.fingerprint(spec)}
+        )
     return spec
 
 
@@ -130,7 +143,9 @@ def collect(method: str, namespace: dict[str, Any]) -> RunSpec:
         if name in first or name in fields or nearest(name, fields)
     }
     if "preset" not in given:
-        raise SpecError("the parameters cell sets no preset; write for example preset = 'smoke'")
+        raise SpecError(
+            "the parameters cell sets no preset; write for example preset = 'smoke'"
+        )
     return resolve(method, str(given.pop("preset")), given)
 
 

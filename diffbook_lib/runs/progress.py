@@ -83,13 +83,17 @@ class Log:
 def watch(events: Iterable[Progress], spec: RunSpec) -> Progress:
     """Drive a training with a progress bar (one bar for all processes); returns the last event."""
     silent = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
-    with progress_bar()(total=spec.steps, unit="step", mininterval=1, **silent) as bar:
+    with progress_bar()(
+        total=spec.steps, unit="step", mininterval=1, **silent
+    ) as bar:
         for last in events:
             if last.resumed:
                 bar.initial = bar.n = bar.last_print_n = last.step
             shown = {"loss": last.loss, **last.measures}
             said = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            bar.set_postfix_str(f"{said}, {last.samples_per_second:,.0f} samples/s", refresh=False)
+            bar.set_postfix_str(
+                f"{said}, {last.samples_per_second:,.0f} samples/s", refresh=False
+            )
             if last.step == spec.steps:
                 bar.set_description("complete", refresh=False)
             bar.update(last.step - bar.n)

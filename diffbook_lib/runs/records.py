@@ -27,7 +27,14 @@ from diffbook_lib.errors import Refused
 from diffbook_lib.metrics import Measurement
 from diffbook_lib.specs import RunSpec
 
-LIBRARIES = ("torch", "numpy", "accelerate", "safetensors", "torchdiffeq", "torch-fidelity")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "torchdiffeq",
+    "torch-fidelity",
+)
 
 
 class RecordError(Refused):
@@ -47,10 +54,14 @@ class Hardware(Model):
 
     cpu: str = Field(description="model name of the processor")
     cores: int = Field(ge=1, description="cores this process may use")
-    gpu: str | None = Field(None, description="model name and number of the GPUs, if any")
+    gpu: str | None = Field(
+        None, description="model name and number of the GPUs, if any"
+    )
 
     def __str__(self) -> str:
-        return self.gpu or f"{self.cpu}, {self.cores} core" + ("s" if self.cores > 1 else "")
+        return self.gpu or f"{self.cpu}, {self.cores} core" + (
+            "s" if self.cores > 1 else ""
+        )
 
 
 class Spread(Model):
@@ -67,7 +78,11 @@ class Spread(Model):
 
 
 def _read_spec(value: Any) -> Any:
-    return specs.make(str(value.get("method")), value) if isinstance(value, dict) else value
+    return (
+        specs.make(str(value.get("method")), value)
+        if isinstance(value, dict)
+        else value
+    )
 
 
 class Record(Model):
@@ -76,10 +91,18 @@ class Record(Model):
     spec: Annotated[SerializeAsAny[RunSpec], BeforeValidator(_read_spec)]
     results: tuple[Measurement, ...]
     spreads: tuple[Spread, ...] = Field((), description="each figure over the seeds")
-    samples_seen: int = Field(ge=0, description="training examples of all members together")
-    training_seconds: float = Field(ge=0, description="spent in training steps, over all starts")
-    sampling_seconds: float = Field(ge=0, description="spent drawing samples, in all processes")
-    grading_seconds: float = Field(ge=0, description="spent measuring, in the last start")
+    samples_seen: int = Field(
+        ge=0, description="training examples of all members together"
+    )
+    training_seconds: float = Field(
+        ge=0, description="spent in training steps, over all starts"
+    )
+    sampling_seconds: float = Field(
+        ge=0, description="spent drawing samples, in all processes"
+    )
+    grading_seconds: float = Field(
+        ge=0, description="spent measuring, in the last start"
+    )
     samples_per_second: float | None = Field(None, ge=0, description="training speed")
     processes: int = Field(1, ge=1, description="processes of training and sampling")
     commit: str = Field(description="git commit of the code, or 'unknown'")
@@ -98,7 +121,9 @@ class Record(Model):
             if all(found.at.get(key, ...) == value for key, value in at.items())
         )
         if not fits:
-            there = [str(found.at) for found in named] or {found.name for found in self.results}
+            there = [str(found.at) for found in named] or {
+                found.name for found in self.results
+            }
             raise RecordError(
                 f"{self.spec.method} {self.spec.preset} holds no {name!r} at {at}; it has "
                 f"{', '.join(sorted(there))}"
@@ -114,8 +139,13 @@ class Record(Model):
             if all(spread.at.get(key, ...) == value for key, value in at.items())
         ]
         if len(found) != 1:
-            there = ", ".join(str(spread.at) for spread in found) or "no figure of two seeds"
-            raise RecordError(f"{name!r} at {at} is not one figure over seeds but {there}")
+            there = (
+                ", ".join(str(spread.at) for spread in found)
+                or "no figure of two seeds"
+            )
+            raise RecordError(
+                f"{name!r} at {at} is not one figure over seeds but {there}"
+            )
         return found[0]
 
 
@@ -125,7 +155,9 @@ def spreads(results: Sequence[Measurement]) -> tuple[Spread, ...]:
     for found in results:
         at = {name: value for name, value in found.at.items() if name != "seed"}
         if "seed" in found.at:
-            groups.setdefault(json.dumps([found.name, at], sort_keys=True), []).append(found)
+            groups.setdefault(
+                json.dumps([found.name, at], sort_keys=True), []
+            ).append(found)
     return tuple(_spread(group) for group in groups.values() if len(group) > 1)
 
 
@@ -161,9 +193,13 @@ def write_record(
     for found in results:
         for what, number in (("", found.value), ("the floor of ", found.floor)):
             if number is not None and not math.isfinite(number):
-                raise RecordError(f"{folder}: {what}{found.name} at {found.at} is {number}")
+                raise RecordError(
+                    f"{folder}: {what}{found.name} at {found.at} is {number}"
+                )
     if not results:
-        raise RecordError(f"{folder}: nothing was measured, so there is nothing to record")
+        raise RecordError(
+            f"{folder}: nothing was measured, so there is nothing to record"
+        )
     try:
         record = Record(
             spec=spec,
@@ -182,7 +218,9 @@ def write_record(
             date=datetime.now(UTC).replace(microsecond=0),
         )
     except ValidationError as error:
-        raise RecordError(f"{folder}: these results make no record: {error}") from None
+        raise RecordError(
+            f"{folder}: these results make no record: {error}"
+        ) from None
     file = Path(folder) / "record.json"
     files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
     return file
@@ -213,7 +251,9 @@ def code_state() -> tuple[str, bool | None]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != checkout:
@@ -244,8 +284,14 @@ def hardware() -> Hardware:
         gpu = torch.cuda.get_device_name(0) + (f" x {count}" if count > 1 else "")
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        cpu = next(
+            line.split(":")[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     affinity = getattr(os, "sched_getaffinity", None)
-    return Hardware(cpu=cpu, cores=len(affinity(0)) if affinity else os.cpu_count() or 1, gpu=gpu)
+    return Hardware(
+        cpu=cpu, cores=len(affinity(0)) if affinity else os.cpu_count() or 1, gpu=gpu
+    )

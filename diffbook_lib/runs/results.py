@@ -63,7 +63,9 @@ def recorded(method: str, preset: str) -> records.Record:
     """The kept record of a preset, its members together; RecordError if there is none."""
     file = _kept(method, specs.check_name(preset))
     if not file.exists():
-        raise records.RecordError(f"no run of {method} {preset} is kept in {file.parent}")
+        raise records.RecordError(
+            f"no run of {method} {preset} is kept in {file.parent}"
+        )
     return records.read_record(file)
 
 
@@ -78,7 +80,8 @@ def published(method: str) -> list[PublishedFigure]:
         return []
     try:
         figures = [
-            PublishedFigure.model_validate(entry) for entry in yaml.safe_load(file.read_text())
+            PublishedFigure.model_validate(entry)
+            for entry in yaml.safe_load(file.read_text())
         ]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise records.RecordError(f"{file}: {error}") from None
@@ -109,9 +112,22 @@ def rows(method: str, local: bool = False) -> list[Row]:
     found = sorted((home / "results" / method).glob("*.json"))
     if local:
         found += sorted((home / "runs").glob(f"{method}-*/record.json"))
-    ours = [row for file in found for row in _rows_of(file, str(file.relative_to(home)))]
+    ours = [
+        row for file in found for row in _rows_of(file, str(file.relative_to(home)))
+    ]
     theirs = [
-        Row(method, False, entry.figure, "", entry.value, "", "", "", "", entry.label())
+        Row(
+            method,
+            False,
+            entry.figure,
+            "",
+            entry.value,
+            "",
+            "",
+            "",
+            "",
+            entry.label(),
+        )
         for entry in published(method)
     ]
     return ours + theirs
@@ -137,7 +153,18 @@ def _rows_of(file: Path, source: str) -> list[Row]:
         floor = "" if found.floor is None else f"{found.floor:.4g}"
         count = f"{found.samples}" + (f", {over.seeds} seeds" if over else "")
         lines.append(
-            Row(spec.method, True, found.name, place, value, floor, count, scale, hardware, source)
+            Row(
+                spec.method,
+                True,
+                found.name,
+                place,
+                value,
+                floor,
+                count,
+                scale,
+                hardware,
+                source,
+            )
         )
     return lines
 
@@ -159,7 +186,11 @@ def table(method: str, local: bool = False) -> str:
 
 def _aligned(chosen: list[Row]) -> str:
     """The columns that any of the rows fills, under their names."""
-    names = [name for name in Row._fields[2:] if any(getattr(row, name) for row in chosen)]
+    names = [
+        name for name in Row._fields[2:] if any(getattr(row, name) for row in chosen)
+    ]
     lines = [names, *([getattr(row, name) for name in names] for row in chosen)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(
+        "  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
+    )

@@ -52,9 +52,13 @@ def sample(member: Member, processes: int = 1) -> list[Samples]:
 def draw_missing(member: Member) -> None:
     """Draw this process's share of the batches that are not there yet."""
     spec, workers = member.spec, Workers(member.folder)
-    weights = files.stated_digest(checkpoint.newest_file(member.folder / "checkpoints"))
+    weights = files.stated_digest(
+        checkpoint.newest_file(member.folder / "checkpoints")
+    )
     batches = [
-        (at, first) for at in spec.cells() for first in range(0, spec.samples, spec.sample_batch)
+        (at, first)
+        for at in spec.cells()
+        for first in range(0, spec.samples, spec.sample_batch)
     ]
     missing = [
         (at, first)
@@ -66,7 +70,9 @@ def draw_missing(member: Member) -> None:
     (draw,) = cells.defined(member.names, "draw")
     restore(member.task.net.to(workers.device), member.folder, spec)
     silent = {} if workers.is_first else {"disable": True}
-    for at, first in progress_bar()(missing, "sampling", unit="batch", mininterval=1, **silent):
+    for at, first in progress_bar()(
+        missing, "sampling", unit="batch", mininterval=1, **silent
+    ):
         numbers = list(range(first, min(first + spec.sample_batch, spec.samples)))
         started = perf_counter()
         with torch.no_grad():

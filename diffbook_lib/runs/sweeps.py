@@ -46,7 +46,11 @@ def members(
     for at in spec.members():
         own = spec.member(at)
         place = folder.open_run(run / "members" / label(at), own) if at else run
-        made = names if names and not at else cells.execute(own, *(tags or ("build", "sample")))
+        made = (
+            names
+            if names and not at
+            else cells.execute(own, *(tags or ("build", "sample")))
+        )
         found.append(Member(own, place, at, made))
     return found
 

@@ -61,7 +61,10 @@ def learning_rate(step: int, spec: RunSpec) -> float:
     course = min(max(step - 1 - warmup, 0) / max(spec.steps - warmup, 1), 1)
     match spec.schedule:
         case "cosine":
-            return spec.lr_end + (rate - spec.lr_end) * (1 + math.cos(math.pi * course)) / 2
+            return (
+                spec.lr_end
+                + (rate - spec.lr_end) * (1 + math.cos(math.pi * course)) / 2
+            )
         case "linear":
             return spec.lr_end + (rate - spec.lr_end) * (1 - course)
         case "inverse-sqrt":

@@ -26,14 +26,18 @@ from diffbook_lib.runs.task import Measures, Task, learning_rate
 from diffbook_lib.runs.workers import Workers, set_precision
 from diffbook_lib.specs import RunSpec
 
-_latest: dict[Path, "Trainer"] = {}  # of each run folder: an older one must not write there
+_latest: dict[
+    Path, "Trainer"
+] = {}  # of each run folder: an older one must not write there
 
 
 class TrainingDiverged(Failed):
     """The loss or its gradient is no longer a finite number."""
 
 
-def train(run: Path | None, spec: RunSpec, task: Task, processes: int = 1) -> Progress:
+def train(
+    run: Path | None, spec: RunSpec, task: Task, processes: int = 1
+) -> Progress:
     """Train the task of a run, or continue it, with a progress bar, to its end; without a folder
     nothing is written.
 
@@ -49,7 +53,9 @@ def train(run: Path | None, spec: RunSpec, task: Task, processes: int = 1) -> Pr
         return watch(steps, spec)
 
 
-def events(task: Task, spec: RunSpec, run: Path | None = None) -> Generator[Progress, None, None]:
+def events(
+    task: Task, spec: RunSpec, run: Path | None = None
+) -> Generator[Progress, None, None]:
     """The events of a training: one every `spec.log_every` steps, at every checkpoint and at the
     end; a run that is continued first yields the event of its checkpoint, a finished one only
     that. Without a folder nothing is written. Leaving the loop early saves a checkpoint.
@@ -127,7 +133,9 @@ class Trainer:
         rate = self.rate(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found = torch.stack([self._micro_batch(m) for m in range(self.spec.accumulate)]).mean(0)
+        found = torch.stack(
+            [self._micro_batch(m) for m in range(self.spec.accumulate)]
+        ).mean(0)
         if self.workers.count > 1:
             self.workers.average([*map(_gradient, self.weights), found])
         norm = nn.utils.clip_grad_norm_(self.weights, self.spec.clip or math.inf)
@@ -152,8 +160,12 @@ class Trainer:
         start, stop = share * rows, (share + 1) * rows
         batch = self.dataset.batch(spec.seed, step, spec.batch, start, stop)
         noise = rng.generator(spec.seed, "loss", step, self.device)
-        torch.manual_seed(rng.generator(spec.seed, f"dropout {share}", step).initial_seed())
-        found = self.task.loss(self.net, batch, rng.Share(noise, start, stop, spec.batch))
+        torch.manual_seed(
+            rng.generator(spec.seed, f"dropout {share}", step).initial_seed()
+        )
+        found = self.task.loss(
+            self.net, batch, rng.Share(noise, start, stop, spec.batch)
+        )
         losses, measures = found if isinstance(found, tuple) else (found, {})
         self._check_shapes(losses, measures, rows)
         loss = losses.mean()
@@ -164,7 +176,9 @@ class Trainer:
     def _check_shapes(self, losses: Tensor, measures: Measures, rows: int) -> None:
         self.names = self.names or sorted(measures)
         if sorted(measures) != self.names:
-            raise Refused(f"the loss measured {self.names} before and {sorted(measures)} now")
+            raise Refused(
+                f"the loss measured {self.names} before and {sorted(measures)} now"
+            )
         for name, values in {"the loss": losses, **measures}.items():
             if values.shape != (rows,):
                 raise Refused(
@@ -172,7 +186,9 @@ class Trainer:
                     f"one number an example, shape ({rows},)"
                 )
 
-    def _progress(self, measured: list[Tensor], started: float, before: float) -> Progress:
+    def _progress(
+        self, measured: list[Tensor], started: float, before: float
+    ) -> Progress:
         """Fetch what the steps measured: the only place where the host waits for the device."""
         values = torch.stack(measured).tolist()
         elapsed = perf_counter() - started
@@ -195,7 +211,9 @@ class Trainer:
 
     def _diagnosis(self, step: int, row: list[float]) -> str:
         spec = self.spec
-        measures = "".join(f", {n} {v}" for n, v in zip(self.names, row[2:], strict=True))
+        measures = "".join(
+            f", {n} {v}" for n, v in zip(self.names, row[2:], strict=True)
+        )
         return (
             f"step {step}: the loss is {row[0]} and the norm of its gradient {row[1]}{measures}. "
             f"Last good checkpoint: {self.saved or 'none'}. The same run would fail again; start "
@@ -212,7 +230,9 @@ class Trainer:
         """Everything a checkpoint holds beside the optimiser's moments, by name."""
         parts: dict[str, Any] = {"net": self.net}
         parts |= {f"ema/{name}": average for name, average in self.averages.items()}
-        return parts | {f"state/{name}": part for name, part in self.task.state.items()}
+        return parts | {
+            f"state/{name}": part for name, part in self.task.state.items()
+        }
 
     def _save(self, progress: Progress | None) -> None:
         """Write the checkpoint of this step, unless it is there already or another trainer has
@@ -244,7 +264,9 @@ class Trainer:
     def _snapshot(self) -> None:
         """Keep the averages of this step, beyond the pruning of checkpoints."""
         if self.run and self.workers.is_first:
-            kept = {name: average.state_dict() for name, average in self.averages.items()}
+            kept = {
+                name: average.state_dict() for name, average in self.averages.items()
+            }
             samples = self.step * self.spec.batch
             checkpoint.snapshot(self.run, samples, kept, self.spec.snapshot_precision)
 
@@ -260,7 +282,9 @@ def _gradient(p: nn.Parameter) -> Tensor:
     return p.grad
 
 
-def restore(net: nn.Module, run: Path, spec: RunSpec, profile: str | None = None) -> nn.Module:
+def restore(
+    net: nn.Module, run: Path, spec: RunSpec, profile: str | None = None
+) -> nn.Module:
     """`net` with the weights that the average `profile` (by default the first) has in the newest
     checkpoint of a run, in its precision, for evaluation. Raises CheckpointError without one."""
     found = checkpoint.newest(run / "checkpoints")

@@ -29,7 +29,11 @@ class Workers:
         if count > 1 and folder and alone and not distributed.is_initialized():
             _meet(folder, count)
         state = PartialState(cpu=not torch.cuda.is_available())
-        self.count, self.index, self.device = state.num_processes, state.process_index, state.device
+        self.count, self.index, self.device = (
+            state.num_processes,
+            state.process_index,
+            state.device,
+        )
         self.is_first = self.index == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -74,7 +78,9 @@ def leave() -> None:
 
 def _meet(folder: Path, count: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-    identity = (os.environ.get(f"TORCHELASTIC_{n}", "0") for n in ("RUN_ID", "RESTART_COUNT"))
+    identity = (
+        os.environ.get(f"TORCHELASTIC_{n}", "0") for n in ("RUN_ID", "RESTART_COUNT")
+    )
     file = folder.resolve() / ".rendezvous" / f"workers-{'-'.join(identity)}"
     file.parent.mkdir(parents=True, exist_ok=True)
     distributed.init_process_group(

@@ -55,7 +55,9 @@ def log_likelihood(
 
     interval, level_at = _log_interval(sigma_min, sigma_max, x)
 
-    def slopes(log_sigma: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def slopes(
+        log_sigma: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = state[0].detach().requires_grad_()
             slope = x - denoiser(x, level_at(log_sigma))
@@ -64,7 +66,9 @@ def log_likelihood(
 
     state = (x, x.new_zeros(len(x)))
     within = {"step_t": interval[1:]}  # no step beyond the end
-    latents, changes = odeint(slopes, state, interval, rtol=rtol, atol=atol, options=within)
+    latents, changes = odeint(
+        slopes, state, interval, rtol=rtol, atol=atol, options=within
+    )
     latent = latents[-1]
     log_prior = normal_log_density(latent, sigma_max**2)
     return log_prior + changes[-1], latent
@@ -83,22 +87,30 @@ def divergence(slope: Tensor, x: Tensor, probes: Tensor | None) -> Tensor:
     if probes is None:
         flat = slope.flatten(1)
         rows = [
-            torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1)[:, i]
+            torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1)[
+                :, i
+            ]
             for i in range(flat.shape[1])
         ]
         return torch.stack(rows).sum(dim=0)
     estimates = [
-        (torch.autograd.grad(slope, x, probe, retain_graph=True)[0] * probe).flatten(1).sum(dim=1)
+        (torch.autograd.grad(slope, x, probe, retain_graph=True)[0] * probe)
+        .flatten(1)
+        .sum(dim=1)
         for probe in probes
     ]
     return torch.stack(estimates).mean(dim=0)
 
 
-def _log_interval(start: float, end: float, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _log_interval(
+    start: float, end: float, x: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """ln sigma at both ends, float64, and its way back: the level for the whole batch
     (batch,), which rounding does not take beyond the ends."""
     if not (start > 0 and end > 0):
-        raise ValueError(f"the ODE runs between noise levels above 0, got {start} and {end}")
+        raise ValueError(
+            f"the ODE runs between noise levels above 0, got {start} and {end}"
+        )
     ends = min(start, end), max(start, end)
 
     def level_at(log_sigma: Tensor) -> Tensor:

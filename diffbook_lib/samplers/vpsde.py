@@ -22,7 +22,9 @@ def euler_maruyama(
     yield x + end * process.reverse_drift(score, x, filled(end, x))
 
 
-def sample(process: VPSDE, score: VPScore, times: Tensor, start: Tensor, noise: Noise) -> Sample:
+def sample(
+    process: VPSDE, score: VPScore, times: Tensor, start: Tensor, noise: Noise
+) -> Sample:
     """From standard normal numbers `start` (batch, ...) down to the data by
     Euler-Maruyama; `noise(i)` is the noise of step i, as `rng.step_noise` makes
     it."""

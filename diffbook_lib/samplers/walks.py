@@ -33,10 +33,14 @@ class CountCalls:
         return self.function(*args, **kwargs)
 
 
-def run(states: Iterator[Walked], steps: int | None = None, progress: bool = False) -> Walked:
+def run(
+    states: Iterator[Walked], steps: int | None = None, progress: bool = False
+) -> Walked:
     """The last state; with `progress`, a bar over `steps`."""
     if progress:
-        states = iter(progress_bar()(states, total=steps, desc="sampling", leave=False))
+        states = iter(
+            progress_bar()(states, total=steps, desc="sampling", leave=False)
+        )
     for state in states:  # noqa: B007
         pass
     return state
@@ -45,7 +49,9 @@ def run(states: Iterator[Walked], steps: int | None = None, progress: bool = Fal
 def steps(times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Start and end of each step; ValueError unless the times fall."""
     if len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must fall from 1 towards 0 in one step or more, got {times}")
+        raise ValueError(
+            f"times must fall from 1 towards 0 in one step or more, got {times}"
+        )
     return pairwise(times)
 
 

@@ -39,7 +39,9 @@ def make(method: str, mapping: Mapping[str, Any]) -> RunSpec:
     """
     cls = find(method)
     if mapping.get("method", method) != method:
-        raise SpecError(f"method is {mapping['method']!r} in a specification of {method!r}")
+        raise SpecError(
+            f"method is {mapping['method']!r} in a specification of {method!r}"
+        )
     try:
         return cls(**{**mapping, "method": method})
     except ValidationError as error:

@@ -30,7 +30,9 @@ Count = Annotated[int, Field(ge=1)]
 # YAML and JSON know lists; the frozen spec holds tuples
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Profile = Annotated[str, AfterValidator(_profile)]
-Values = Annotated[tuple[int | float | str | bool | None, ...], Field(strict=False, min_length=1)]
+Values = Annotated[
+    tuple[int | float | str | bool | None, ...], Field(strict=False, min_length=1)
+]
 Grid = dict[str, Values]
 MOST_MEMBERS = 1000
 
@@ -38,19 +40,33 @@ MOST_MEMBERS = 1000
 class RunSpec(BaseModel):
     """Every value that decides what a run computes, checked before it starts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
 
-    coordinates: ClassVar[tuple[str, ...]] = ()  # fields that tell the cells of `table` apart
+    coordinates: ClassVar[
+        tuple[str, ...]
+    ] = ()  # fields that tell the cells of `table` apart
 
     method: Name = Field(description="name of the method: chapter, notebook, module")
     preset: Name = Field(description="name of the preset the run started from")
-    seed: int = Field(0, ge=0, description="key of every random number of the training")
-    noise_seed: int = Field(
-        0, ge=0, description="key of the noise of samples: image i starts alike in all methods"
+    seed: int = Field(
+        0, ge=0, description="key of every random number of the training"
     )
-    dataset: str = Field(description="name given to data.load; 'folder' for your own data")
-    path: str = Field("", description="folder, archive or array file of your own data")
-    data_hash: str = Field("", description="SHA-256 of your own data, found at the start")
+    noise_seed: int = Field(
+        0,
+        ge=0,
+        description="key of the noise of samples: image i starts alike in all methods",
+    )
+    dataset: str = Field(
+        description="name given to data.load; 'folder' for your own data"
+    )
+    path: str = Field(
+        "", description="folder, archive or array file of your own data"
+    )
+    data_hash: str = Field(
+        "", description="SHA-256 of your own data, found at the start"
+    )
     allow_partial: bool = Field(
         False, description="accept files that are only a part of the published data"
     )
@@ -58,19 +74,33 @@ class RunSpec(BaseModel):
     batch: Count = Field(description="examples a step, over all processes")
     accumulate: Count = Field(1, description="micro-batches a step in each process")
     lr: float = Field(gt=0, description="highest learning rate")
-    lr_end: float = Field(0.0, ge=0, description="cosine, linear: learning rate at the end")
+    lr_end: float = Field(
+        0.0, ge=0, description="cosine, linear: learning rate at the end"
+    )
     schedule: Literal["constant", "cosine", "inverse-sqrt", "linear"] = Field(
         "constant", description="course of the learning rate after the warm-up"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    warmup_images: int = Field(0, ge=0, description="the same, counted in examples seen")
-    reference_steps: int = Field(
-        0, ge=0, description="inverse-sqrt: step at which the fall begins; 0: end of warm-up"
+    warmup_images: int = Field(
+        0, ge=0, description="the same, counted in examples seen"
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam, decay of the first moment")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam, decay of the second")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    reference_steps: int = Field(
+        0,
+        ge=0,
+        description="inverse-sqrt: step at which the fall begins; 0: end of warm-up",
+    )
+    adam_beta1: float = Field(
+        0.9, ge=0, lt=1, description="Adam, decay of the first moment"
+    )
+    adam_beta2: float = Field(
+        0.999, ge=0, lt=1, description="Adam, decay of the second"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay (AdamW)"
+    )
+    clip: float = Field(
+        1.0, ge=0, description="largest gradient norm; 0 does not clip"
+    )
     ema: Annotated[tuple[Profile, ...], Field(strict=False, min_length=1)] = Field(
         ("classic-0.999",),
         description="averages of the weights, the first for samples: classic-DECAY, "
@@ -82,13 +112,16 @@ class RunSpec(BaseModel):
     snapshot_precision: Literal["fp32", "fp16"] = Field(
         "fp16", description="arithmetic in which snapshots are kept"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the network")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="arithmetic of the network"
+    )
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     log_every: Count = Field(50, description="steps between logged metrics")
     samples: Count = Field(2000, description="samples drawn for the figures of merit")
     sample_batch: Count = Field(100, description="samples drawn at once")
     table: Annotated[Grid, Field(strict=False)] = Field(
-        {}, description="further ways of sampling: lists of values, all with one another"
+        {},
+        description="further ways of sampling: lists of values, all with one another",
     )
     sweep: Annotated[Grid, Field(strict=False)] = Field(
         {}, description="members of the run: lists of values, all with one another"
@@ -130,8 +163,13 @@ class RunSpec(BaseModel):
     @classmethod
     def _sweepable(cls) -> set[str]:
         """The parameters a sweep may name: those that hold one value."""
-        kinds = {name: get_origin(field.annotation) for name, field in cls.model_fields.items()}
-        return {name for name, kind in kinds.items() if kind not in (tuple, dict)} - NEVER_SWEPT
+        kinds = {
+            name: get_origin(field.annotation)
+            for name, field in cls.model_fields.items()
+        }
+        return {
+            name for name, kind in kinds.items() if kind not in (tuple, dict)
+        } - NEVER_SWEPT
 
     def _with(self, what: str, at: Mapping[str, Any]) -> None:
         """Raise ValueError unless these values are allowed together."""
@@ -144,7 +182,9 @@ class RunSpec(BaseModel):
     def cells(self) -> list[dict[str, Any]]:
         """Ways of sampling as coordinates: first the run's own, then those of `table`."""
         own = {name: getattr(self, name) for name in self.coordinates}
-        return [own] + [at for c in combinations(self.table) if (at := {**own, **c}) != own]
+        return [own] + [
+            at for c in combinations(self.table) if (at := {**own, **c}) != own
+        ]
 
     def calls(self) -> int:
         """Network calls for one image of every cell, for the estimate of cost."""
@@ -161,7 +201,11 @@ class RunSpec(BaseModel):
     def arguments(self, cls: type) -> dict[str, Any]:
         """Those fields of a dataclass, such as a method's process, that are parameters here."""
         names = (field.name for field in dataclasses.fields(cls))
-        return {name: getattr(self, name) for name in names if name in type(self).model_fields}
+        return {
+            name: getattr(self, name)
+            for name in names
+            if name in type(self).model_fields
+        }
 
     def _repr_markdown_(self) -> str:
         rows = [
@@ -169,7 +213,9 @@ class RunSpec(BaseModel):
             for name, field in type(self).model_fields.items()
             for value in [getattr(self, name)]
         ]
-        return "\n".join(["| parameter | value | meaning |", "| :- | :- | :- |", *rows])
+        return "\n".join(
+            ["| parameter | value | meaning |", "| :- | :- | :- |", *rows]
+        )
 
 
 NEVER_SWEPT = {"method", "preset", "data_hash"}
@@ -181,7 +227,9 @@ def combinations(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]
     for values in grid.values():
         count *= len(values)
     if count > MOST_MEMBERS:
-        raise ValueError(f"{count} combinations of {dict(grid)}; at most {MOST_MEMBERS} make sense")
+        raise ValueError(
+            f"{count} combinations of {dict(grid)}; at most {MOST_MEMBERS} make sense"
+        )
     if grid:
         for values in product(*grid.values()):
             yield dict(zip(grid, values, strict=True))
@@ -192,5 +240,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {_shown(values)}" for name, values in value.items())
+        return "; ".join(
+            f"{name}: {_shown(values)}" for name, values in value.items()
+        )
     return str(value).replace("|", "\\|")

@@ -46,7 +46,9 @@ def explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{name}: {problem['ctx']['error']}"
     label = name + "".join(f"[{index}]" for index in where[1:])
     allowed = re.sub("^(Input|Tuple|List) should ", "it must ", problem["msg"])
-    allowed = allowed.replace("valid tuple", "list").removesuffix(" after validation, not 0")
+    allowed = allowed.replace("valid tuple", "list").removesuffix(
+        " after validation, not 0"
+    )
     hint = _number_hint(value)
     if kind == "literal_error":
         hint = nearest(value, get_args(cls.model_fields[name].annotation))

@@ -8,31 +8,48 @@ from diffbook_lib.specs.base import Count, Counts, RunSpec
 class Pictures(RunSpec):
     """What can be done with pictures before they are learned."""
 
-    flip: bool = Field(False, description="mirror training images left-right at random")
-    dequantise: bool = Field(
-        False, description="spread levels over their bins for training, round samples to levels"
+    flip: bool = Field(
+        False, description="mirror training images left-right at random"
     )
-    size: int = Field(0, ge=0, description="side of the pictures; 0: as the data set has them")
-    levels: int = Field(0, ge=0, description="your own array file: how many levels it has")
+    dequantise: bool = Field(
+        False,
+        description="spread levels over their bins for training, round samples to levels",
+    )
+    size: int = Field(
+        0, ge=0, description="side of the pictures; 0: as the data set has them"
+    )
+    levels: int = Field(
+        0, ge=0, description="your own array file: how many levels it has"
+    )
 
 
 class PointNet(RunSpec):
     """Multilayer perceptrons, for points."""
 
     width: Count = Field(64, description="mlp: units of a layer")
-    depth: Count = Field(3, description="mlp: residual blocks; plain-mlp: hidden layers")
+    depth: Count = Field(
+        3, description="mlp: residual blocks; plain-mlp: hidden layers"
+    )
 
 
 class UNet(RunSpec):
     """Convolutional networks on several resolutions, for images."""
 
-    channels: Count = Field(16, description="unet, ncsnpp: channels at full resolution")
+    channels: Count = Field(
+        16, description="unet, ncsnpp: channels at full resolution"
+    )
     multipliers: Counts = Field(
-        (1, 2), min_length=1, description="unet, ncsnpp: channels of each level, over channels"
+        (1, 2),
+        min_length=1,
+        description="unet, ncsnpp: channels of each level, over channels",
     )
     blocks: Count = Field(1, description="unet, ncsnpp: residual blocks a level")
-    attention: Counts = Field((4,), description="unet, ncsnpp: resolutions with self-attention")
-    dropout: float = Field(0.0, ge=0, lt=1, description="unet, ncsnpp: dropout probability")
+    attention: Counts = Field(
+        (4,), description="unet, ncsnpp: resolutions with self-attention"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="unet, ncsnpp: dropout probability"
+    )
 
 
 class EDMNoise(RunSpec):
@@ -40,4 +57,6 @@ class EDMNoise(RunSpec):
 
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
     P_mean: float = Field(-1.2, description="mean of ln sigma in training")
-    P_std: float = Field(1.2, gt=0, description="standard deviation of ln sigma in training")
+    P_std: float = Field(
+        1.2, gt=0, description="standard deviation of ln sigma in training"
+    )
