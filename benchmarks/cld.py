@@ -102,7 +102,7 @@ def step_overhead(repeats: int, batch: int = 500) -> list[Row]:
     alone = lambda: seconds(lambda: net(u, t))
     *steps, single = in_turn(repeats, *(partial(step, walk) for walk in walks), alone)
     rows = [
-        Row(f"{name} step", *zip(*own, strict=True), 0.05)
+        Row(f"{name} step", tuple(a for a, _ in own), tuple(b for _, b in own), 0.05)
         for name, own in zip(SAMPLERS, steps, strict=True)
     ]
     return [*rows, Row("the call alone", single, rows[-1].reference)]
@@ -140,8 +140,8 @@ def kernel_share(repeats: int, batch: int = 512) -> list[Row]:
     t = torch.rand(batch, dtype=torch.float64).clamp(min=process.loss_eps)
     u, noise = torch.randn(batch, 2, 8, 8), t.float()
     kernel, forward = lambda: process.kernel(t), lambda: net(u, noise)
-    times = in_turn(repeats, lambda: seconds(kernel), lambda: seconds(forward))
-    return [Row("kernel over forward", *times, 0.02, overhead=False)]
+    own, whole = in_turn(repeats, lambda: seconds(kernel), lambda: seconds(forward))
+    return [Row("kernel over forward", own, whole, 0.02, overhead=False)]
 
 
 def print_times(rows: list[Row]) -> None:

@@ -98,9 +98,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as content:
             header = content.metadata() or {}
-            tensors = {
-                name: content.get_tensor(name).clone() for name in content.keys()
-            }  # noqa: SIM118
+            names = list(content.keys())
+            tensors = {name: content.get_tensor(name).clone() for name in names}
         if header["sha256"] != _digest(header["info"], tensors):
             raise ValueError(
                 f"{path} is damaged: its SHA-256 does not match its content"

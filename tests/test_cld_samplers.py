@@ -81,7 +81,8 @@ def test_half_steps_compose(process):
 def test_num_stab_is_added_to_both_variances_of_the_noise(process):
     def stabilised(state, noise):
         noise = State(noise(0), noise(1))
-        return cld.half_step(process, state, *f64(0.8, 0.5), noise, num_stab=1e-3)
+        start, end = f64(0.8, 0.5)
+        return cld.half_step(process, state, start, end, noise, num_stab=1e-3)
 
     _, F, L = probe(half(process, 0.8, 0.5), 2)
     _, F_stabilised, L_stabilised = probe(stabilised, 2)
@@ -339,7 +340,8 @@ def test_euler_maruyama_by_hand():
 def test_sscs2_by_its_parts():
     """`rest` starts at 0, the stationary score, and goes from step to step."""
     noise, score = lambda i: randn(4, 2, seed=10 + i), lambda s, t: (s.x + s.v).sin() * t[:, None]
-    state, rest, times = State(randn(4, 2), randn(4, 2, seed=1)), 0.0, f64(1.0, 0.7, 0.4, 0.3)
+    state, rest = State(randn(4, 2), randn(4, 2, seed=1)), torch.zeros(4, 2)
+    times = f64(1.0, 0.7, 0.4, 0.3)
     states = list(cld.sscs2(HEAVY, score, state, times, noise, data_var=0.2))
     for i in range(3):
         start, end = times[i : i + 2]

@@ -44,9 +44,9 @@ def frechet(n, m, dims):
 
     def measure(trial):
         x, y = (scale * normal(trial, *what, dims) for what in (("x", n), ("y", m)))
-        images = (points.reshape(-1, dims, 1, 1) for points in (x, y))
+        x, y = (points.reshape(-1, dims, 1, 1) for points in (x, y))
         flat = lambda x: x.flatten(1)
-        return metrics.frechet_distance(*images, flat, seed=trial, floor_draws=DRAWS)
+        return metrics.frechet_distance(x, y, flat, seed=trial, floor_draws=DRAWS)
 
     return measure
 

@@ -30,7 +30,7 @@ from networks import same_numbers_every_time  # noqa: F401
 from worlds import CRITICAL, HEAVY, UNDER
 
 from diffbook_lib import cld, diffusion, ema, exact, nets, rng, samplers
-from diffbook_lib.cld import CLD, Langevin, objective, process
+from diffbook_lib.cld import CLD, Langevin, objective
 from diffbook_lib.diffusion import VPSDE
 from diffbook_lib.nets import mlp, ncsnpp, unet
 from diffbook_lib.nets.embedding import NoiseEmbedding
@@ -49,7 +49,7 @@ class Mutation:
     arguments: tuple = ()
 
     def __str__(self):
-        return f"{self.function.__qualname__}: {self.old} -> {self.new}"
+        return f"{getattr(self.function, '__qualname__', '')}: {self.old} -> {self.new}"
 
 
 def swap(monkeypatch, mutation):
@@ -350,7 +350,7 @@ MUTATIONS = [
         (CRITICAL,),
     ),
     Mutation(
-        process.normal_log_density,
+        diffusion.normal_log_density,
         "/ variance + constant",
         "/ variance - constant",
         test_cld_process.test_log_density_of_the_prior,

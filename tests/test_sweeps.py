@@ -58,8 +58,9 @@ def test_a_sweep_makes_one_record_with_spreads(finished):
     assert len(record.spreads) == 4
     seconds = 0.0
     for name in NAMES:
-        found = checkpoint.newest(finished / "members" / name / "checkpoints")
-        seconds += found.info["progress"]["seconds"]
+        newest = checkpoint.newest(finished / "members" / name / "checkpoints")
+        assert newest
+        seconds += newest.info["progress"]["seconds"]
     assert record.training_seconds == pytest.approx(seconds)
 
 
@@ -68,7 +69,7 @@ def test_a_member_is_a_run_of_its_own(repository, finished):
     spec = presets.resolve("ladder", "sweep", CHANGES)
     own = spec.member({"seed": 1, "width": 16})
     assert folder.read_spec(finished / "members" / "seed-1_width-16") == own
-    assert own.sweep == {} and (own.seed, own.width) == (1, 16)
+    assert own.sweep == {} and (own.seed, own.model_dump()["width"]) == (1, 16)
     run = folder.open_run(repository / "alone", spec)
     (member,) = [m for m in sweeps.members(spec, run) if m.at == {"seed": 1, "width": 16}]
     assert member.names["net"].stem.weight.shape[0] == 16
