@@ -86,6 +86,7 @@ def test_cifar10():
     assert "4,000 of 50,000" in train.description
 
 
+@pytest.mark.slow
 def test_cifar10_jpeg_is_a_copy_of_cifar10():
     copy = real("cifar10-jpeg", "test")
     assert counts(copy) == [1000] * 10 and copy.shape == (3, 32, 32)

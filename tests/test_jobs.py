@@ -48,6 +48,7 @@ def assert_same(a, b):
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_should(finished):
     run = finished / "runs" / "counts-tiny"
     assert records.read_record(run).spec == presets.resolve("counts", "tiny")
@@ -59,6 +60,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert_same(weights(run), reference(finished / "again", "tiny"))
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_so_and_starts_nothing(finished, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "_execute", None)
     assert jobs.run("counts", "tiny") == finished / "runs" / "counts-tiny"
@@ -105,6 +107,7 @@ def test_a_folder_with_another_run_is_refused(repository):
     folder.unlock(plan.folder)
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_named(repository):
     miniature.replace(
         repository, "counts", miniature.TRAIN, "print('so far')\nraise ValueError('no data today')"
@@ -117,6 +120,7 @@ def test_a_failing_cell_is_named(repository):
     folder.unlock(run)
 
 
+@pytest.mark.slow
 def test_a_notebook_that_writes_no_record_has_failed(repository):
     line = "runs.finish(run, spec, members, samples, graded, processes=processes)"
     miniature.replace(repository, "counts", line, "pass")
@@ -171,6 +175,7 @@ def test_build_needs_the_cells_it_looks_for(repository):
     folder.unlock(run)
 
 
+@pytest.mark.slow
 def test_training_and_sampling_need_no_notebook_packages(repository):
     run = folder.open_run("", presets.resolve("counts", "tiny"))
     folder.unlock(run)

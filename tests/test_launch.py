@@ -87,6 +87,7 @@ def two(repository):
     process.wait()
 
 
+@pytest.mark.slow
 def test_while_two_processes_train(two, repository):
     """Nobody listens beyond the loopback interface; a second start says who works there and
     changes nothing; a killed worker is reported in a sentence and nothing of the meeting stays."""
@@ -132,6 +133,7 @@ def test_all_end_with_the_one_that_is_killed(two, repository, killed):
     assert checkpoint.newest(run / "checkpoints").samples == before
 
 
+@pytest.mark.slow
 def test_torchrun_on_the_command_line_trains_what_one_process_trains(repository):
     """What the README tells: without a notebook and without an inherited lock; and the files
     through which they met do not keep the next ones from meeting."""
@@ -152,6 +154,7 @@ def test_torchrun_on_the_command_line_trains_what_one_process_trains(repository)
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_failing_processes_are_reported(repository, capsys):
     """With what they said, without torchrun's own log."""
     with pytest.raises(RunFailed, match=r"no spec\.json") as error:

@@ -95,6 +95,7 @@ def test_the_floor_falls_with_the_number_of_samples(digits):
     assert floors[5000] == pytest.approx(floors[500], rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_is_no_digit_lies_far_above_the_floor(net, digits):
     mean, root = digits[:].x.mean(0), digits[:].x.flatten(1).T.cov()
     root = torch.linalg.cholesky(root.double() + 1e-6 * torch.eye(64))

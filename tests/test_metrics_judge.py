@@ -78,6 +78,7 @@ def test_floors_are_drawn_once_for_each_number_of_samples(train, monkeypatch):
     assert first[0].value != other[0].value
 
 
+@pytest.mark.slow
 def test_nine_modes_are_graded_by_their_modes():
     dataset = data.load("mixture9")
     grader = Judge.of(dataset, seed=2)

@@ -103,6 +103,7 @@ def through_the_notebook(root, method, out, name, value):
 DOORS = [through_command_line, through_papermill, through_a_file, through_the_notebook]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_door_gives_the_same_run(repository, method):
     spec = presets.resolve(method, "tiny", {"steps": 8})

@@ -184,8 +184,8 @@ MUTATIONS = [
     ),
     Mutation(
         exact.FiniteData.log_density,
-        "torch.logaddexp(found, ",
-        "torch.maximum(found, ",
+        "torch.logaddexp(",
+        "torch.maximum(",
         finite_data_in_chunks,
     ),
     Mutation(
@@ -471,8 +471,8 @@ MUTATIONS = [
     ),
     Mutation(
         cld.sscs2,
-        "half_step(process, state, middle, end,",
-        "half_step(process, state, start, middle,",
+        "process, state, middle, end,",
+        "process, state, start, middle,",
         test_cld_samplers.test_sscs2_covers_the_whole_interval,
         (HEAVY,),
     ),
@@ -724,8 +724,8 @@ MUTATIONS = [
     ),
     Mutation(
         mlp.MLPBlock.__init__,
-        "nn.Sequential(nn.SiLU(), ",
-        "nn.Sequential(nn.Identity(), ",
+        "nn.SiLU(), nn.Linear(width, width), nn.SiLU()",
+        "nn.Identity(), nn.Linear(width, width), nn.SiLU()",
         test_mlp.test_a_block_is_h_plus_f_of_the_modulated_h,
     ),
     Mutation(

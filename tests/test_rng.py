@@ -229,6 +229,7 @@ def test_step_noise_is_box_muller_of_philox(draw, image):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(
     numbers=st.lists(st.integers(0, 2**32 - 1), max_size=40),

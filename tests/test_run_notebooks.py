@@ -42,6 +42,7 @@ def smoke(request, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_a_smoke_run_leaves_a_valid_record(smoke):
     method, folder = smoke
     record = records.read_record(folder)
@@ -52,6 +53,7 @@ def test_a_smoke_run_leaves_a_valid_record(smoke):
     assert list((folder / "samples").iterdir())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_complete(smoke):
     method, folder = smoke
     before = (folder / "record.json").stat().st_mtime_ns
@@ -96,6 +98,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(smoke, tmp_path):
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_papermill_alone_runs_a_preset_and_refuses_a_mistyped_parameter(method, tmp_path):
     preset = NBS / "presets" / method / "smoke.yaml"
@@ -136,6 +139,7 @@ def cells_until_the_specification(method: str) -> str:
 FEW = {"steps": 30, "samples": 60, "nfe": 5, "sweep": "{}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset, changes",
     [
@@ -175,6 +179,7 @@ def test_cld_on_images_a_few_steps(preset, changes, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_cld_learns_pictures_of_ones_own(tmp_path):
     """A folder of somebody's pictures; one that changed since is refused."""
     own, chance = tmp_path / "own", random.Random(1)
