@@ -136,7 +136,7 @@ def test_broken_samples_are_refused(samples, message, digits):
 
 
 def test_integer_levels_are_images(net, digits):
-    levels = digits.images[:50]
+    levels = digits.examples[:50]
     x = data.to_unit(levels, 17)
     held_out, train = data.load("digits", "test"), data.load("digits")
     for kind in (torch.uint8, torch.int64):
