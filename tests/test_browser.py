@@ -8,6 +8,7 @@ from screenshots import CHROMIUM, FLAGS, PAGES, SETTINGS
 
 pages = sorted(PAGES.glob("*.html"))
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason=f"no Chromium at {CHROMIUM}"),
     pytest.mark.skipif(not pages, reason="the book is not built, run make book"),
 ]

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from diffbook_lib.runs import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 import resource, sys, time
 from pathlib import Path
@@ -107,7 +109,6 @@ def assert_same(folder, other):
     assert losses == other_losses
 
 
-@pytest.mark.slow
 def test_killed_at_twenty_random_moments(start, tmp_path):
     """Six times while Python starts and the checkpoint is read, the others while it trains, which
     writes a checkpoint every few milliseconds."""
