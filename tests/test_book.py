@@ -32,6 +32,7 @@ def sources() -> list[Path]:
 
 
 @built
+@pytest.mark.slow
 def test_every_page_is_built_from_its_present_source():
     for source in sources():
         page = HTML / "book" / f"{source.stem}.html"
@@ -40,6 +41,7 @@ def test_every_page_is_built_from_its_present_source():
 
 
 @built
+@pytest.mark.slow
 def test_the_notebooks_ran_with_the_present_library():
     assert diffbook_cache.pending(ROOT) == [], "run make book"
 
