@@ -24,7 +24,8 @@ LAYERS = {
     "metrics": 6,
     "runs": 7,
     **dict.fromkeys(("figures", "checks"), 8),
-    "__main__": 9,
+    "prose": 9,
+    "__main__": 10,
 }
 TOOLS = {"errors", "files"}  # for what deals with files and users
 # mathematics, which knows no files, devices, plots or command line

@@ -9,19 +9,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffbook_lib import checks
-from diffbook_lib.checks import CheckFailed, check, check_exercise, check_less, check_within
+from diffbook_lib.checks import (
+    CheckFailed,
+    check,
+    check_exercise,
+    check_less,
+    check_within,
+    exercises,
+    together,
+)
 
 
-def test_a_check_prints_one_line(capsys):
+def test_a_check_is_one_line_of_text():
     right = torch.ones(4, 1000, dtype=torch.float64)
-    check("tweedie", right * (1 + 3e-12), right, rtol=1e-9)
-    line = capsys.readouterr().out
-    assert line == "✓ tweedie: 4 × 1000 points, largest relative difference 3e-12\n"
+    badge = check("tweedie", right * (1 + 3e-12), right, way="another way", rtol=1e-9)
+    assert repr(badge) == "✓ tweedie against another way: 4,000 values, agreement 3e-12"
 
 
-def test_with_an_absolute_tolerance_the_absolute_difference_is_printed(capsys):
-    check("zero", [0.0, 1e-9], [0.0, 0.0], atol=1e-8)
-    assert capsys.readouterr().out == "✓ zero: 2 points, largest difference 1e-09\n"
+def test_a_check_of_a_claim_says_what_was_found():
+    badge = check("zero, almost", [0.0, 1e-9], [0.0, 0.0], atol=1e-8)
+    assert repr(badge) == "✓ zero, almost: 2 values, agreement 1e-09"
+
+
+def test_a_page_shows_a_badge_with_a_place_for_the_equations_number():
+    shown = check("tweedie, twice", 1.0, 1.0, way="1 < 2")._repr_html_()
+    place = '<a class="diffbook-eq" data-label="tweedie">(tweedie)</a>'
+    line = f"{place} against 1 &lt; 2: 1 value, equal"
+    assert shown == f'<p class="diffbook-badge"><span>✓</span> {line}</p>'
+
+
+def test_a_family_is_one_badge():
+    family = together(
+        check("ddim", 1.0, 1.0 + 1e-12, way="torchdiffeq"),
+        check("heun", [1.0, 2.0], [1.0, 2.0], way="torchdiffeq"),
+        check_less("ahead", 1, 2),
+        check_within("order", 2.0, 1.9, 2.1),
+    )
+    line = "ddim, heun against torchdiffeq: 3 values, agreement 1e-12"
+    assert repr(family).splitlines() == [
+        f"✓ {line}; 2 claims of the text hold",
+        "  ddim: 1 value, agreement 1e-12",
+        "  heun: 2 values, agreement 0",
+        "  ahead: 1 < 2",
+        "  order: 2 in [1.9, 2.1]",
+    ]
+    assert family._repr_html_().count("<li>") == 4
+
+
+def test_inequalities_of_an_equation_make_its_badge():
+    one = check_less("kl", 0.1, 0.2, way="moments")
+    assert repr(one) == "✓ kl against moments: 0.1 < 0.2"
+    two = together(one, check_within("kl, again", 0.1, 0, 1, way="moments"))
+    assert repr(two).startswith("✓ kl against moments: 2 comparisons hold\n")
+
+
+def test_no_family_has_no_members():
+    with pytest.raises(ValueError, match="at least one"):
+        together()
 
 
 @pytest.mark.parametrize(
@@ -83,9 +127,9 @@ def test_one_object_on_both_sides_checks_nothing():
         check("name", x, x)
 
 
-def test_less(capsys):
-    check_less("kl", [0.1, 0.3], 0.5)
-    assert capsys.readouterr().out == "✓ kl: 0.3 < 0.5, the closest of 2 points\n"
+def test_less():
+    badge = check_less("kl", [0.1, 0.3], 0.5)
+    assert repr(badge) == "✓ kl: 0.3 < 0.5, the closest of 2 values"
     with pytest.raises(CheckFailed, match=r"0.5 < 0.5 does not hold at \[1\]"):
         check_less("kl", [0.1, 0.5], 0.5)
     with pytest.raises(CheckFailed, match="not finite"):
@@ -94,9 +138,9 @@ def test_less(capsys):
         check_less("kl", [], 1.0)
 
 
-def test_within(capsys):
-    check_within("order", [1.98, 2.02], 1.9, 2.1)
-    assert capsys.readouterr().out == "✓ order: 1.98 to 2.02 in [1.9, 2.1]\n"
+def test_within():
+    badge = check_within("order", [1.98, 2.02], 1.9, 2.1)
+    assert repr(badge) == "✓ order: 1.98 to 2.02 in [1.9, 2.1]"
     with pytest.raises(CheckFailed, match=r"1.5 is not in \[1.9, 2.1\] at \[0\]"):
         check_within("order", [1.5, 2.0], 1.9, 2.1)
     with pytest.raises(CheckFailed, match="not finite"):
@@ -107,13 +151,12 @@ def test_within(capsys):
 
 @pytest.fixture
 def square(monkeypatch):
-    monkeypatch.setattr(checks, "EXERCISES", {})
+    monkeypatch.setattr(exercises, "EXERCISES", {})
     checks.exercise("square", checks.like(lambda x: x**2, (3.0,), (torch.arange(1.0, 4.0),)))
 
 
-def test_a_right_answer(square, capsys):
-    check_exercise("square", lambda x: x * x)
-    assert capsys.readouterr().out == "✓ square: right\n"
+def test_a_right_answer(square):
+    assert repr(check_exercise("square", lambda x: x * x)) == "✓ square: right"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +175,7 @@ def test_a_wrong_answer_is_told_what_is_wrong(square, answer, message):
 
 
 def test_an_own_judge_speaks_for_itself(monkeypatch):
-    monkeypatch.setattr(checks, "EXERCISES", {})
+    monkeypatch.setattr(exercises, "EXERCISES", {})
     checks.exercise("odd", lambda f: None if f(2) == 5 else "2 should give 5")
     with pytest.raises(CheckFailed, match="odd: 2 should give 5"):
         check_exercise("odd", lambda n: n)
