@@ -32,7 +32,7 @@ def test_a_check_of_a_claim_says_what_was_found():
 
 
 def test_a_page_shows_a_badge_with_a_place_for_the_equations_number():
-    shown = check("tweedie, twice", 1.0, 1.0, way="1 < 2")._repr_html_()
+    shown = check("tweedie, twice", 1, 1.0, way="1 < 2")._repr_html_()
     place = '<a class="diffbook-eq" data-label="tweedie">(tweedie)</a>'
     line = f"{place} against 1 &lt; 2: 1 value, equal"
     assert shown == f'<p class="diffbook-badge"><span>✓</span> {line}</p>'
