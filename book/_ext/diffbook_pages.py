@@ -1,7 +1,8 @@
 """The book's own Sphinx extension.
 
 It points myst-nb at each page's own execution cache, writes the measured cost under each page's title,
-refuses a picture without alternative text, and drops scripts that other extensions add twice.
+refuses a picture without alternative text, and drops scripts that other extensions add twice. Its
+parts fold cells, number figures and tables, and keep the ledger of equations.
 A refusal is a warning, and the book is built with warnings as errors.
 """
 
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffbook_cache
+import diffbook_fold
+import diffbook_ledger
+import diffbook_numbers
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector, SphinxEnvType
 from sphinx.application import Sphinx
@@ -141,13 +145,16 @@ def drop_repeated_scripts(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects the hooks, and has every page written again when this file changes."""
-    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """Connects the hooks, and has every page written again when one of these files changes."""
+    parts = sorted(Path(__file__).parent.glob("*.py"))
+    source = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
     app.add_config_value("diffbook_pages_source", source, "html", [str])
+    for part in (diffbook_fold, diffbook_numbers, diffbook_ledger):
+        part.setup(app)
     app.connect("config-inited", prepare)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", choose_cache)
     app.connect("doctree-resolved", add_cost)
     app.connect("html-page-context", check_pictures)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": False, "parallel_write_safe": True}
