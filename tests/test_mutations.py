@@ -1,11 +1,5 @@
-"""The checks have teeth: a formula changed on purpose makes a named check fail.
+"""The checks have teeth: a formula changed on purpose makes a named check fail."""
 
-The function's source is changed as text and its code swapped in place, so whoever imported it
-earlier sees the change too.
-"""
-
-import inspect
-import textwrap
 from dataclasses import dataclass
 
 import pytest
@@ -27,6 +21,7 @@ import test_unet
 import test_vpsde
 import torch
 from networks import same_numbers_every_time  # noqa: F401
+from swaps import swap
 from worlds import CRITICAL, HEAVY, UNDER
 
 from diffbook_lib import cld, diffusion, ema, exact, nets, rng, samplers
@@ -50,19 +45,6 @@ class Mutation:
 
     def __str__(self):
         return f"{getattr(self.function, '__qualname__', '')}: {self.old} -> {self.new}"
-
-
-def swap(monkeypatch, mutation):
-    """Replaces the function's code by that of its changed source."""
-    function = inspect.unwrap(mutation.function)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(mutation.old) == 1, f"{mutation.old!r} must stand once in the source"
-    changed = textwrap.indent(source.replace(mutation.old, mutation.new), "    ")
-    free = function.__code__.co_freevars  # such as the class that `super()` asks for
-    namespace = dict(function.__globals__)
-    exec(f"def outer({', '.join(free)}):\n{changed}\n    return {function.__name__}", namespace)
-    made = namespace["outer"](*[None] * len(free))
-    monkeypatch.setattr(function, "__code__", inspect.unwrap(made).__code__)
 
 
 def finite_data_in_chunks():
@@ -773,6 +755,6 @@ MUTATIONS = [
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_changed_formula_is_noticed(mutation, monkeypatch):
     mutation.check(*mutation.arguments)
-    swap(monkeypatch, mutation)
+    swap(monkeypatch, mutation.function, mutation.old, mutation.new)
     with pytest.raises(AssertionError):
         mutation.check(*mutation.arguments)

@@ -10,7 +10,8 @@ import test_data_choice
 import test_data_files
 import test_data_grouped
 import test_data_own
-from test_mutations import Mutation, swap
+from swaps import swap
+from test_mutations import Mutation
 
 from diffbook_lib.data import (
     ArrayDataset,
@@ -205,6 +206,6 @@ MUTATIONS = [
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_changed_line_is_noticed(mutation, monkeypatch):
     mutation.check(*mutation.arguments)
-    swap(monkeypatch, mutation)
+    swap(monkeypatch, mutation.function, mutation.old, mutation.new)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         mutation.check(*mutation.arguments)

@@ -17,9 +17,10 @@ import test_folder
 import test_records
 import test_training
 import torch
+from swaps import swap
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import SessionLog
-from test_mutations import Mutation, swap
+from test_mutations import Mutation
 
 from diffbook_lib import files
 from diffbook_lib.runs import (
@@ -457,6 +458,6 @@ MUTATIONS = [
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: " ".join(str(m).split())[:100])
 def test_a_changed_line_is_noticed(mutation, monkeypatch):
     mutation.check(*mutation.arguments)
-    swap(monkeypatch, mutation)
+    swap(monkeypatch, mutation.function, mutation.old, mutation.new)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         mutation.check(*mutation.arguments)
