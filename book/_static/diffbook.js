@@ -8,7 +8,11 @@
     box.classList.toggle("diffbook-scrolls", scrolls);
     if (scrolls) box.tabIndex = 0;
   });
+  // Sphinx calls the bibliography a list, but its entries no items of one.
+  const unlist = () => document.querySelectorAll('.citation-list[role="list"]').forEach(
+    list => list.removeAttribute("role"));
   const start = async () => {
+    unlist();
     await window.MathJax?.startup?.promise;
     mark();
     let waiting = 0;
