@@ -1,8 +1,11 @@
 """The figures of a record crossed by coordinates: rows, columns, spreads, floor, and refusals."""
 
+from dataclasses import replace
+
 import pytest
 
-from diffbook_lib import runs
+from diffbook_lib import figures, runs
+from diffbook_lib.figures import tables
 from diffbook_lib.metrics import Measurement
 from diffbook_lib.runs import presets, records
 from diffbook_lib.runs.records import RecordError
@@ -60,6 +63,24 @@ def test_tables_that_say_too_little_are_refused(record):
         runs.crossed(record, "Distance", "Share", rows=["sampler"])
     with pytest.raises(RecordError, match=r"no figure of Share at \{\} has grid, nfe"):
         runs.crossed(record, "Share", rows=["grid"], columns="nfe")
-    for measures, columns in ((["Share"], None), (["Share", "Distance"], "nfe")):
-        with pytest.raises(ValueError, match="one measure and `columns`, or several"):
-            runs.crossed(record, *measures, rows=["sampler"], columns=columns)
+    with pytest.raises(ValueError, match="'nfe' crosses one measure, but"):
+        runs.crossed(record, "Share", "Distance", rows=["sampler"], columns="nfe")
+
+
+@pytest.mark.parametrize("coordinates", [("sampler", "nfe"), ("nfe",)])
+def test_a_run_shows_a_table_a_measure_and_one_for_what_was_measured_once(
+    record, repository, monkeypatch, coordinates
+):
+    shown = []
+    monkeypatch.setattr(tables, "display", lambda page: shown.append(page.data))
+    monkeypatch.setattr(type(record.spec), "coordinates", coordinates)
+    found = [m for m in record.results if set(coordinates) <= set(m.at)]
+    if coordinates == ("nfe",):
+        found = [m for m in found if m.at["sampler"] == "heun"]
+        found = [replace(m, at={k: v for k, v in m.at.items() if k != "sampler"}) for m in found]
+    record = record.model_copy(update={"results": tuple(found)})
+    monkeypatch.setattr(records, "read_record", lambda run: record)
+    figures.measured(repository / "run")
+    crossed, single = shown
+    assert "Distance, 2,000 samples each." in crossed and "25.0 ± 7.1" in crossed
+    assert "Share" in single and "Distance" not in single

@@ -5,6 +5,7 @@ black, and shown as HTML with its alternative text, so JupyterLab and the built 
 """
 
 from diffbook_lib.figures.frames import moving
+from diffbook_lib.figures.measured import measured
 from diffbook_lib.figures.picture import COLOURS, INK, STYLE, in_page, style
 from diffbook_lib.figures.plots import image_grid, scatter, trajectories
 from diffbook_lib.figures.samples import samples
@@ -19,6 +20,7 @@ __all__ = [
     "gallery",
     "image_grid",
     "in_page",
+    "measured",
     "moving",
     "samples",
     "save",

@@ -34,10 +34,8 @@ def crossed(
     is a column. Figures without all of these coordinates are left out. Raises RecordError where
     none is left, or where two figures would share a place.
     """
-    if (columns is None) == (len(measures) == 1):
-        raise ValueError(
-            "give one measure and `columns`, or several measures without"
-        )
+    if columns is not None and len(measures) != 1:
+        raise ValueError(f"{columns!r} crosses one measure, but {measures} are given")
     names = [*rows, *([] if columns is None else [columns])]
     chosen = _chosen(record, measures, names, at)
 
