@@ -420,3 +420,17 @@ def test_show_source_can_keep_the_docstring(shown):
 def test_show_source_of_a_method_is_dedented(shown):
     figures.show_source(plt.Figure.savefig)
     assert "```python\ndef savefig(" in shown[0].data
+
+
+def test_logarithmic_ticks_have_no_exponents(monkeypatch):
+    written = []
+
+    def draw(ax):
+        ax.loglog([1e-6, 1e4], [1, 1e3])
+        written.append(ax)
+
+    figures.show(draw, name="log", alt="A line.", caption="A line.")
+    figure = written[0].figure
+    figure.canvas.draw()
+    ticks = [tick.get_text() for ax in written[:1] for tick in ax.get_xticklabels()]
+    assert "1e-06" in ticks and not any("$" in tick for tick in ticks)
