@@ -54,7 +54,7 @@ def screens(page: Page, stem: Path) -> None:
         page.wait_for_timeout(100)  # until what sticks has moved
         page.screenshot(path=f"{stem}-{number:02}.jpg", type="jpeg", quality=80)
     page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
-    page.screenshot(path=f"{stem}.png", full_page=True)
+    page.screenshot(path=f"{stem}.png", full_page=True, timeout=120_000)
 
 
 if __name__ == "__main__":
