@@ -125,7 +125,9 @@ def fill(root: Path = ROOT) -> int:
                 print(f"{page.stem}: {result.time:.0f} s", flush=True)
             else:
                 failed += 1
-                print(f"{page.stem} failed\n{result.err}", file=sys.stderr, flush=True)
+                print(
+                    f"{page.stem} failed\n{result.err}", file=sys.stderr, flush=True
+                )
     print(f"notebooks run in {time.perf_counter() - start:.0f} s")
     return failed
 

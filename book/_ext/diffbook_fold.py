@@ -61,7 +61,9 @@ class ShowCells(SphinxPostTransform):
                     self.show_badge(cell)
                 elif tag in self.folds:
                     self.fold_code(cell, tag)
-                elif tag == "tag_source" and (code := _part(cell, "cell_code_source")):
+                elif tag == "tag_source" and (
+                    code := _part(cell, "cell_code_source")
+                ):
                     cell.remove(code)
 
     def show_badge(self, cell: nodes.container) -> None:

@@ -90,7 +90,9 @@ def equations(env: BuildEnvironment) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for label, (page, _) in env.get_domain("math").equations.items():  # type: ignore[attr-defined]
         found.setdefault(page, []).append(label)
-    order = {label: _place(env, label) for labels in found.values() for label in labels}
+    order = {
+        label: _place(env, label) for labels in found.values() for label in labels
+    }
     return {
         page: sorted(labels, key=order.__getitem__) for page, labels in found.items()
     }
@@ -133,7 +135,9 @@ def write(
     """Puts the table into its place."""
     if doctree is not None and PLACE in context.get("body", ""):
         env = app.env
-        tables = [_table(env, page, labels) for page, labels in equations(env).items()]
+        tables = [
+            _table(env, page, labels) for page, labels in equations(env).items()
+        ]
         context["body"] = context["body"].replace(PLACE, "".join(tables))
 
 

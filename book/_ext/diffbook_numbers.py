@@ -50,7 +50,9 @@ def equation_number(env: BuildEnvironment, label: str) -> tuple[str, str] | None
     return page, ".".join(map(str, number))
 
 
-def number_captions(body: str, chapter: str) -> tuple[str, dict[tuple[str, str], str]]:
+def number_captions(
+    body: str, chapter: str
+) -> tuple[str, dict[tuple[str, str], str]]:
     """The page with numbered captions, and the number of each (kind, name)."""
     counts: Counter[str] = Counter()
     numbers: dict[tuple[str, str], str] = {}
@@ -75,7 +77,9 @@ def write_numbers(
     if doctree is None or "body" not in context:
         return
     chapter = app.env.toc_secnumbers.get(pagename, {}).get("", ())[:1]
-    body, numbers = number_captions(context["body"], "".join(f"{n}." for n in chapter))
+    body, numbers = number_captions(
+        context["body"], "".join(f"{n}." for n in chapter)
+    )
 
     def refer(place: re.Match[str]) -> str:
         kind, name = place.groups()
@@ -83,9 +87,7 @@ def write_numbers(
             logger.warning(
                 f"the page has no {kind.lower()} named {name!r}", location=pagename
             )
-        return (
-            f'<a href="#{ANCHORS[kind]}-{name}">{kind} {numbers.get((kind, name))}</a>'
-        )
+        return f'<a href="#{ANCHORS[kind]}-{name}">{kind} {numbers.get((kind, name))}</a>'
 
     def point(place: re.Match[str]) -> str:
         label = place["label"]
@@ -97,7 +99,9 @@ def write_numbers(
         if place["tag"] == "span":
             return f"({number})"
         where = app.builder.get_relative_uri(pagename, page)
-        return f'<a href="{where}#{nodes.make_id(f"equation-{label}")}">({number})</a>'
+        return (
+            f'<a href="{where}#{nodes.make_id(f"equation-{label}")}">({number})</a>'
+        )
 
     context["body"] = EQUATION.sub(point, REFERENCE.sub(refer, body))
 

@@ -86,7 +86,9 @@ def outdated(
     data = NbMetadataCollector.get_doc_data(cast(SphinxEnvType, env))
     known = env.found_docs - added - changed
     return [
-        name for name in known if data.get(name, {}).get("cache") != cache_of(env, name)
+        name
+        for name in known
+        if data.get(name, {}).get("cache") != cache_of(env, name)
     ]
 
 

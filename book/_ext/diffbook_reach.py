@@ -145,7 +145,9 @@ def _parse(source: str, package: str, name: str) -> Code:
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = "." * node.level + (node.module or "")
-            start = importlib.util.resolve_name(start, package) if node.level else start
+            start = (
+                importlib.util.resolve_name(start, package) if node.level else start
+            )
             imports |= {f"{start}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             words |= set(node.value.split("/"))
