@@ -194,3 +194,11 @@ def test_a_ledger_with_a_gap_is_refused(labels, known, shown, fault):
 def test_a_ledger_without_gaps_is_not():
     known = {"a": ENTRY, "b": {"without": "x"}}
     assert diffbook_ledger.faults(["a", "b"], known, {"a": "✓"}) == []
+
+
+def test_set_ups_that_follow_each_other_share_a_fold(tmp_path):
+    quiet = [new_code_cell(f"x = {i}", metadata={"tags": ["setup"]}) for i in range(3)]
+    page = build(tmp_path, [new_markdown_cell("# Page"), *quiet], "")[0]
+    assert page.count("<summary>Set-up</summary>") == 1
+    fold = page[page.index("Set-up") :]
+    assert fold[: fold.index("</details>")].count("highlight-ipython") == 3

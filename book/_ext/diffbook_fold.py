@@ -92,11 +92,29 @@ class ShowCells(SphinxPostTransform):
         if code is None:
             return
         cell.remove(code)
-        opened = _html(
-            f'<details class="diffbook-code"><summary>{self.folds[tag]}</summary>'
-        )
+        if tag == "tag_setup" and (before := _set_up_before(cell)) is not None:
+            before.insert(len(before) - 1, code)
+            if len(cell) == 0:
+                cell.parent.remove(cell)
+            return
+        shown = "".join(output.astext() for output in cell.findall(nodes.raw))
+        is_table = 'class="diffbook-table"' in shown
+        title = "Code of the table" if is_table else self.folds[tag]
+        opened = _html(f'<details class="diffbook-code"><summary>{title}</summary>')
         at = len(cell) if tag == "tag_plot" else 0
         cell[at:at] = [opened, code, _html("</details>")]
+
+
+def _set_up_before(cell: nodes.container) -> nodes.container | None:
+    """The cell just before, if it is a folded set-up that shows nothing: one fold serves both."""
+    siblings = cell.parent.children
+    before = siblings[siblings.index(cell) - 1] if siblings.index(cell) else None
+    alone = (
+        isinstance(before, nodes.container)
+        and "tag_setup" in before["classes"]
+        and _part(before, "cell_code_output") is None
+    )
+    return before if alone else None
 
 
 def _part(cell: nodes.container, element: str) -> nodes.Element | None:

@@ -78,8 +78,8 @@ def check_within(
         raise CheckFailed(
             f"{name}: {number} is not in [{low:g}, {high:g}]{_at(values, worst)}"
         )
-    shown = f"{values.min():.4g}" + (
-        f" to {values.max():.4g}" if values.numel() > 1 else ""
+    shown = f"{values.min():.3g}" + (
+        f" to {values.max():.3g}" if values.numel() > 1 else ""
     )
     return Badge((Finding(name, f"{shown} in [{low:g}, {high:g}]", way),))
 

@@ -52,7 +52,7 @@ class Badge:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        line = _line(self.findings, _reference, html.escape)
+        line = _line(self.findings, _reference, _unbroken)
         shown = f'<p class="diffbook-badge"><span>✓</span> {line}</p>'
         if len(self.findings) > 1:
             items = (html.escape(f"{f.name}: {f.result}") for f in self.findings)
@@ -66,6 +66,11 @@ def together(*badges: Badge) -> Badge:
     if not badges:
         raise ValueError("together() needs at least one badge")
     return Badge(tuple(finding for badge in badges for finding in badge.findings))
+
+
+def _unbroken(text: str) -> str:
+    """Text as HTML in which a number such as 3e-12 stays on its line."""
+    return html.escape(text).replace("e-", "e\N{NON-BREAKING HYPHEN}")
 
 
 def _reference(label: str) -> str:

@@ -34,4 +34,5 @@ def captioned(name: str, caption: str, kind: Kind) -> str:
     number = (
         f'<span class="diffbook-number" data-kind="{kind}" data-name="{name}"></span>'
     )
-    return f"<figcaption>{number}{html.escape(caption)}</figcaption>"
+    text = html.escape(caption.replace("'", "’"))
+    return f"<figcaption>{number}{text}</figcaption>"

@@ -121,7 +121,7 @@ def trajectories(
         clock = torch.arange(len(paths)) if times is None else times.detach().cpu()
         across, up = clock[:, None].expand_as(paths), paths
     ax = plt.subplots()[1] if ax is None else ax
-    ax.plot(across, up, color=colour, alpha=0.5, linewidth=0.9)
+    ax.plot(across, up, color=colour, alpha=0.9, linewidth=1)
     ax.scatter(across[0], up[0], s=12, facecolors="none", edgecolors=INK, zorder=3)
     ax.scatter(across[-1], up[-1], s=12, color=colour, zorder=3)
     if paths.ndim == 3:

@@ -16,7 +16,7 @@ from diffbook_lib.figures.captions import anchor, captioned
 
 Better = Literal["lower", "higher"]
 ARROWS = {"lower": "↓", "higher": "↑"}
-NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+−-]?\d+)?( ?± ?[\d.,]+)?( ?%)?")
+NUMBER = re.compile(r"[+−-]?[\d.,]+(e[+−-]?\d+)?( ?± ?[\d.,]+)?( ?%)?( to [\d.,]+)?")
 MISSING = "–"
 NOTE = "Bold: the best of its column, and what its ± does not tell apart from it."
 
