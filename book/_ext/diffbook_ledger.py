@@ -86,16 +86,12 @@ def faults(labels: list[str], known: Mapping[str, Entry], shown: Badges) -> list
 
 
 def equations(env: BuildEnvironment) -> dict[str, list[str]]:
-    """The labels of the numbered equations of each page, in their order."""
+    """The labels of the numbered equations of each page, in the order of the book."""
     found: dict[str, list[str]] = {}
-    for label, (page, _) in env.get_domain("math").equations.items():  # type: ignore[attr-defined]
-        found.setdefault(page, []).append(label)
-    order = {
-        label: _place(env, label) for labels in found.values() for label in labels
-    }
-    return {
-        page: sorted(labels, key=order.__getitem__) for page, labels in found.items()
-    }
+    known = env.get_domain("math").equations  # type: ignore[attr-defined]
+    for label in sorted(known, key=lambda label: _place(env, label)):
+        found.setdefault(known[label][0], []).append(label)
+    return found
 
 
 def _place(env: BuildEnvironment, label: str) -> tuple[int, ...]:
