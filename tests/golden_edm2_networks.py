@@ -17,7 +17,7 @@ from diffbook_lib.diffusion import EDM, LogNormal
 from diffbook_lib.nets import edm2 as net
 from diffbook_lib.nets.edm2 import primitives
 from diffbook_lib.nets.edm2.primitives import mp_cat, mp_silu, mp_sum
-from diffbook_lib.nets.ncsnpp import FIR, FIRUp, down, up
+from diffbook_lib.nets.resample import FIR, FIRUp, down, up
 
 
 def f64(values):

@@ -62,7 +62,7 @@ def test_uncertainty_of_every_configuration(config, variant):
     assert u.shape == (5,) and len(head.linear.weight[0]) == (128 if variant == "official" else 256)
     torch.testing.assert_close(head(noise[2:3]), u[2:3])
     with torch.no_grad():
-        head.linear.weight *= 3
+        head.linear.weight.mul_(3)
     head.after_step(1, {})
     size = float(head.linear.weight.detach().square().mean().sqrt())
     assert (abs(size - 1) < 2e-4) == (config in "EFG")

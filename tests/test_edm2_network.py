@@ -93,9 +93,8 @@ PUBLISHED = [
 def test_published_networks_have_their_exact_size(config, variant, channels, settings, head, count):
     parts = parts_of(config, variant)
     with torch.device("meta"):
-        nets = [EDM2UNet(channels, channels, parts=parts, **settings)]
-        nets += [Uncertainty(parts)] * head
-    assert sum(p.numel() for net in nets for p in net.parameters()) == count
+        nets = EDM2UNet(channels, channels, parts=parts, **settings), Uncertainty(parts)
+    assert sum(p.numel() for net in nets[: 1 + head] for p in net.parameters()) == count
 
 
 # Primitives
@@ -380,7 +379,8 @@ def test_relative_steps_are_lengths_over_lengths():
     net = nn.Sequential(Plain(4, 3))
     before = magnitudes.copied(net)
     with torch.no_grad():
-        net[0].weight *= 1.25
+        for weight in net.parameters():
+            weight.mul_(1.25)
     assert magnitudes.relative_steps(before, magnitudes.copied(net)) == {"0": pytest.approx(0.25)}
     with pytest.raises(ValueError, match="0 has no gradient"):
         magnitudes.gradient_cosines(net)

@@ -12,7 +12,7 @@ from diffbook_lib.nets.edm2.blocks import learned_gain, scaled
 from diffbook_lib.nets.edm2.layers import project
 from diffbook_lib.nets.edm2.parts import Parts
 from diffbook_lib.nets.edm2.primitives import Fourier
-from diffbook_lib.nets.ncsnpp import down, up
+from diffbook_lib.nets.resample import down, up
 from diffbook_lib.nets.unet import check_size
 
 
