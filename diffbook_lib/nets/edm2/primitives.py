@@ -82,7 +82,7 @@ def group_norm(x: Tensor, groups: int = 32) -> Tensor:
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU over its root mean square on standard normal inputs (Eq. 81)."""
-    return F.silu(x) / SILU_RMS
+    return F.silu(x).div_(SILU_RMS)
 
 
 def plain_sum(a: Tensor, b: Tensor) -> Tensor:

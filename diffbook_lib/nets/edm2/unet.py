@@ -109,7 +109,8 @@ class EDM2UNet(nn.Module):
         self, x: Tensor, noise: Tensor, label: Tensor | None = None
     ) -> Tensor:
         embedding = self.embedding(noise, label)
-        h = self.stem(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))  # faster
         skips = [h]
         for block in self.encoder:
             h = block(h, embedding)
