@@ -145,6 +145,13 @@ def test_normalise_is_its_formula_and_its_gradient_that_of_the_formula(dim, scal
     assert torch.autograd.gradcheck(lambda x: normalize(x, dim, scale), x)
 
 
+def test_the_other_ways_back_are_those_of_the_formulas():
+    a, b = (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in "ab")
+    for function in (mp_silu, lambda x: mp_cat(x, b, 0.3), lambda x: mp_cat(b, x), normalize):
+        assert torch.autograd.gradcheck(function, a)
+    assert torch.autograd.gradcheck(lambda a, b: mp_sum(a, b, 0.3), (a, b))
+
+
 def test_nothing_is_normalised_to_nothing():
     x = torch.zeros(2, 3, requires_grad=True)
     normalize(x).sum().backward()

@@ -6,44 +6,15 @@ CVPR 2024, Appendix B; equation numbers are theirs.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from diffbook_lib.nets.edm2 import passes
 
 EPS = 1e-4
 SILU_RMS = 0.596  # root mean square of silu(z), z standard normal
-
-
-class _Normalize(torch.autograd.Function):
-    """x times scale / (EPS + rms), with the backward pass written out.
-
-    It takes from the gradient nearly all of its part along x: the result does not
-    change with the length of x, but for EPS.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], scale: float) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
-        n = x.numel() / norm.numel()
-        rms = norm / math.sqrt(n)
-        factor = scale / (EPS + rms)
-        ctx.dims = dims
-        ctx.save_for_backward(x, factor, n * rms * (EPS + rms))
-        out: Tensor = x * factor.to(x.dtype)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, factor, square = ctx.saved_tensors
-        along = (grad * x).sum(ctx.dims, keepdim=True, dtype=factor.dtype)
-        along /= square.clamp(min=torch.finfo(square.dtype).tiny)  # 0 where x is 0
-        rest = grad.addcmul(x, along.to(x.dtype), value=-1)
-        return rest.mul_(factor.to(x.dtype)), None, None
 
 
 def normalize(
@@ -53,7 +24,7 @@ def normalize(
     first, so that each row of a weight has root mean square `scale` (Eq. 66)."""
     dims = tuple(range(1, x.ndim)) if dim is None else dim
     dims = (dims,) if isinstance(dims, int) else dims
-    out: Tensor = _Normalize.apply(x, dims, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = passes.Normalize.apply(x, dims, scale, EPS)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -82,7 +53,8 @@ def group_norm(x: Tensor, groups: int = 32) -> Tensor:
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU over its root mean square on standard normal inputs (Eq. 81)."""
-    return F.silu(x).div_(SILU_RMS)
+    out: Tensor = passes.ScaledSiLU.apply(x, 1 / SILU_RMS)  # type: ignore[no-untyped-call]
+    return out
 
 
 def plain_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -94,7 +66,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """The share 1 - t of a and t of b, over the standard deviation of that sum
     (Eq. 88)."""
     norm = math.hypot(1 - t, t)
-    return torch.add((1 - t) / norm * a, b, alpha=t / norm)
+    return ((1 - t) / norm * a).add_(b, alpha=t / norm)
 
 
 def plain_cat(a: Tensor, b: Tensor) -> Tensor:
@@ -108,7 +80,8 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt(n_a + n_b) / math.hypot(1 - t, t)
     w_a, w_b = scale * (1 - t) / math.sqrt(n_a), scale * t / math.sqrt(n_b)
-    return torch.cat([w_a * a, w_b * b], dim=1)
+    out: Tensor = passes.ScaledCat.apply(a, b, w_a, w_b)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Fourier(nn.Module):
