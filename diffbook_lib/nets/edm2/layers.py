@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffbook_lib.nets.edm2.primitives import normalize, unit_rows
+from diffbook_lib.nets.edm2.passes import root_mean_square
+from diffbook_lib.nets.edm2.primitives import EPS, normalize, unit_rows
 
 
 class Layer(nn.Module):
@@ -72,4 +73,5 @@ def project(net: nn.Module) -> None:
     (Eq. 66). Other parameters stay as they are."""
     for module in net.modules():
         if isinstance(module, Projected):
-            module.weight.copy_(normalize(module.weight))
+            rows = tuple(range(1, module.weight.ndim))
+            module.weight.div_(EPS + root_mean_square(module.weight, rows))

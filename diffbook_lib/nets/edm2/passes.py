@@ -10,6 +10,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+def root_mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Along some dimensions, kept with size one; float32 for lower precision."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
+    return norm * math.sqrt(norm.numel() / x.numel())
+
+
 class Normalize(torch.autograd.Function):
     """x times scale / (eps + rms), the root mean square along some dimensions.
 
@@ -21,12 +28,10 @@ class Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dims: tuple[int, ...], scale: float, eps: float
     ) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
-        n = x.numel() / norm.numel()
-        rms = norm / math.sqrt(n)
+        rms = root_mean_square(x, dims)
         factor = scale / (eps + rms)
         ctx.dims = dims
+        n = x.numel() / rms.numel()
         ctx.save_for_backward(x, factor, n * rms * (eps + rms))
         out: Tensor = x * factor.to(x.dtype)
         return out

@@ -31,6 +31,8 @@ def normalize(
 def unit_rows(weight: Tensor) -> Tensor:
     """A weight with rows of L2 norm one (Eq. 47): independent inputs of variance one
     give outputs of variance one."""
+    if weight.ndim == 4:  # in the order in which convolutions read it
+        weight = weight.contiguous(memory_format=torch.channels_last)
     return normalize(weight, scale=1 / math.sqrt(weight[0].numel()))
 
 
