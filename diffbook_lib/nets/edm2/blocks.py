@@ -30,9 +30,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         split = (len(x), 3, self.heads, x.shape[1] // self.heads, -1)
         qkv = self.parts.pixel_norm(self.qkv(x).reshape(split), 3)
-        q, k, v = qkv.mT.unbind(
-            1
-        )  # each (batch, heads, positions, channels of a head)
+        # each (batch, heads, positions, channels of a head)
+        q, k, v = qkv.mT.unbind(1)
         attended = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.out(attended.mT.reshape(x.shape))
         return out
