@@ -11,20 +11,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffbook_lib.nets.ncsnpp import (
-    FIR,
     NEAR_ZERO,
     Attention,
     NCSNpp,
     ResidualBlock,
     TimeEmbedding,
     conv,
-    down,
     group_norm,
     input_path,
     merge,
     start,
-    up,
 )
+from diffbook_lib.nets.resample import FIR, down, up
 
 
 def build(inputs=2, outputs=1, size=8, **options):

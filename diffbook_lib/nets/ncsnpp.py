@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffbook_lib.nets.resample import FIR, down, up
 from diffbook_lib.nets.unet import apply_each, check_size
 
 NEAR_ZERO = 1e-10
@@ -52,48 +53,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def merge(x: Tensor, h: Tensor) -> Tensor:
     """The sum of two branches, of the variance of one."""
     return (x + h) / math.sqrt(2)
-
-
-class FIR(nn.Module):
-    """Blur each channel by the kernel [1, 3, 3, 1] / 8 along both axes.
-
-    Images (batch, channels, size, size), with `padding` zeros on every side; only
-    every `stride`-th pixel of the result is computed.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, stride: int = 1, padding: int = 0) -> None:
-        super().__init__()
-        self.stride, self.padding = stride, padding
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        weight = self.kernel.expand(channels, 1, 4, 4)
-        return F.conv2d(
-            x, weight, stride=self.stride, padding=self.padding, groups=channels
-        )
-
-
-class FIRUp(FIR):
-    """Twice the resolution: zeros between the pixels, blurred, times four."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        weight = 4 * self.kernel.expand(channels, 1, 4, 4)
-        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)
-
-
-def down(fir: bool) -> nn.Module:
-    """Half the resolution: by a smooth filter, or by means over 2×2 pixels."""
-    return FIR(stride=2, padding=1) if fir else nn.AvgPool2d(2)
-
-
-def up(fir: bool) -> nn.Module:
-    """Twice the resolution: by a smooth filter, or by repeating each pixel."""
-    return FIRUp() if fir else nn.Upsample(scale_factor=2.0)
 
 
 class TimeEmbedding(nn.Module):

@@ -1,0 +1,3 @@
+"""The entries of `golden/edm2.json` about averages, samplers and schedules."""
+
+HANDLERS = {}
