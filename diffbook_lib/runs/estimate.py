@@ -147,7 +147,7 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
     every = sum(t.numel() for t in (*net.parameters(), *net.buffers()))
     forward, samples = forward_flops(net, example), spec.steps * spec.batch
     averages, images = len(spec.ema) * every, len(spec.cells()) * spec.samples
-    kept = spec.steps // spec.snapshot_every if spec.snapshot_every else 0
+    kept = -(-spec.steps // spec.snapshot_every) if spec.snapshot_every else 0
     return {
         "parameters": trainable,
         "forward_flops": forward,

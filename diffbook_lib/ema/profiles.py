@@ -134,6 +134,14 @@ def power_width(gamma: float) -> float:
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
+def power_response(sigma_rel: float, at: int, length: int) -> Tensor:
+    """The profile t^gamma sampled at t = 0, 1, ..., length - 1, zero after `at`, with sum
+    1: float64 (length,)."""
+    t = torch.arange(length, dtype=torch.float64)
+    response = torch.where(t <= at, (t / at) ** power_exponent(sigma_rel), 0.0)
+    return response / response.sum()
+
+
 class EMA:
     """The average of a network's weights, float32; its buffers are copied, not
     averaged.
