@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffbook_lib.ema.profiles import power_exponent
+from diffbook_lib.ema.profiles import power_exponent, precise
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def reconstruct(
     sigmas = torch.tensor([s.sigma_rel for s in used], dtype=torch.float64)
     solution = coefficients(times, sigmas, at, sigma_rel)
     averages = {
-        name: torch.zeros_like(p, dtype=torch.float32)
+        name: torch.zeros_like(p, dtype=precise(p))
         for name, p in net.named_parameters()
     }
     for snapshot, share in zip(used, solution.coefficients.tolist(), strict=True):

@@ -143,8 +143,8 @@ def power_response(sigma_rel: float, at: int, length: int) -> Tensor:
 
 
 class EMA:
-    """The average of a network's weights, float32; its buffers are copied, not
-    averaged.
+    """The average of a network's weights, in float32 or, for float64 weights, float64;
+    its buffers are copied, not averaged.
 
     `batch`: the images of a step, over all processes.
     """
@@ -153,7 +153,7 @@ class EMA:
         self.profile, self.batch = profile, batch
         self.updates = 0
         self.parameters = {
-            name: p.detach().to(torch.float32, copy=True)
+            name: p.detach().to(precise(p), copy=True)
             for name, p in net.named_parameters()
         }
         self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
@@ -162,7 +162,7 @@ class EMA:
     def update(self, net: nn.Module) -> None:
         """Take in the network's weights after one more step."""
         self.updates += 1
-        weights = [p.to(torch.float32) for p in net.parameters()]
+        weights = [p.to(precise(p)) for p in net.parameters()]
         averages = list(self.parameters.values())
         beta = self.profile.beta(self.updates, self.batch)
         torch._foreach_lerp_(averages, weights, 1 - beta)
@@ -196,3 +196,8 @@ class EMA:
         self.updates = int(state["updates"])
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def precise(p: Tensor) -> torch.dtype:
+    """The type in which an average of p is kept."""
+    return torch.promote_types(p.dtype, torch.float32)

@@ -7,6 +7,7 @@ them.
 
 walks: what all share. sigmas: down noise levels, for any denoiser. flows: adaptive
 solvers and likelihoods. vpsde: the variance-preserving SDE in its own time.
+guidance: two denoisers in the place of one.
 """
 
 from diffbook_lib.samplers import vpsde
@@ -16,6 +17,7 @@ from diffbook_lib.samplers.flows import (
     probability_flow,
     rademacher,
 )
+from diffbook_lib.samplers.guidance import guided, unlabelled
 from diffbook_lib.samplers.sigmas import (
     ancestral,
     ddim,
@@ -37,6 +39,7 @@ __all__ = [
     "divergence",
     "euler_maruyama",
     "filled",
+    "guided",
     "heun",
     "heun_churn",
     "heun_step",
@@ -47,5 +50,6 @@ __all__ = [
     "rademacher",
     "run",
     "steps",
+    "unlabelled",
     "vpsde",
 ]
