@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffbook_lib import diffusion, rng, samplers
-from diffbook_lib.edm2.schedule import InverseSqrt
+from diffbook_lib.edm2 import InverseSqrt
 
 
 def gaussian(mean, std):

@@ -7,6 +7,7 @@ import torch
 from networks import same_numbers_every_time  # noqa: F401
 
 from diffbook_lib import nets, rng
+from diffbook_lib.nets.edm2 import EDM2UNet, parts_of
 from diffbook_lib.nets.mlp import MLP, PlainMLP
 from diffbook_lib.nets.ncsnpp import NCSNpp
 from diffbook_lib.nets.unet import UNet
@@ -22,6 +23,8 @@ SPEC = SimpleNamespace(
     fir=True,
     progressive_input=True,
     time_embedding="positional",
+    config="E",
+    variant="seed",
 )
 
 BY_HAND = {  # name: size, classes, the network
@@ -36,6 +39,11 @@ BY_HAND = {  # name: size, classes, the network
         (8, 8),
         0,
         lambda: NCSNpp(4, 2, 8, 12, [1, 1, 2], 2, [2], 0.25, True, True, "positional"),
+    ),
+    "edm2": (
+        (8, 8),
+        3,
+        lambda: EDM2UNet(4, 2, 8, 12, [1, 1, 2], 2, [2], parts_of("E", "seed"), 3, 0.25),
     ),
 }
 
@@ -65,13 +73,13 @@ def test_the_logarithm_of_the_noise_is_a_choice(name):
 @pytest.mark.parametrize(
     "name, size, classes, sentence",
     [
-        ("resnet", (), 0, "unknown network 'resnet'; known: mlp, plain-mlp, unet, ncsnpp"),
+        ("resnet", (), 0, "unknown network 'resnet'; known: mlp, plain-mlp, unet, ncsnpp, edm2"),
         ("unet", (), 0, "'unet' is for images, but the data are points; use 'mlp' or 'plain-mlp'"),
         ("mlp", (8, 8), 0, "'mlp' is for points, but the data are images of 8×8; use 'unet' or"),
         ("ncsnpp", (178, 218), 0, "'ncsnpp' is for square images, but these are of 178×218"),
         ("unet", (64,), 0, "'unet' is for square images, but these are of 64"),
         ("plain-mlp", (), 3, "'plain-mlp' takes no class labels; use 'mlp', or classes=0"),
-        ("ncsnpp", (8, 8), 3, "'ncsnpp' takes no class labels; use 'unet', or classes=0"),
+        ("ncsnpp", (8, 8), 3, "'ncsnpp' takes no class labels; use 'unet' or 'edm2', or classes=0"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(name, size, classes, sentence):

@@ -22,6 +22,8 @@ SPEC = SimpleNamespace(
     fir=False,
     progressive_input=False,
     time_embedding="fourier",
+    config="C",
+    variant="seed",
 )
 
 
@@ -70,13 +72,15 @@ def test_features_are_the_means_of_what_the_block_gives():
     assert not made.decoder[0]._forward_hooks
 
 
-@pytest.mark.parametrize("name, inputs", [("unet", 1), ("ncsnpp", 1), ("mlp", 2), ("plain-mlp", 2)])
+@pytest.mark.parametrize(
+    "name, inputs", [("unet", 1), ("ncsnpp", 1), ("edm2", 1), ("mlp", 2), ("plain-mlp", 2)]
+)
 def test_blocks_of_every_network_can_be_read(name, inputs):
     size = (8, 8) if name in nets.IMAGES else ()
     made = nets.make(name, inputs, inputs, SPEC, size).eval()
     blocks = metrics.decoder_blocks(made) if size else [list(dict(made.named_modules()))[-1]]
     x = torch.randn(3, inputs, *size)
-    found = reader(made, blocks).features(x, 0.5, rng.generator(0, "noise"))
+    found = reader(made, blocks).features(x, 3.0, rng.generator(0, "noise"))
     assert list(found) == blocks and len(blocks) >= (2 if size else 1)
     assert all(f.shape[0] == 3 and f.ndim == 2 and f.isfinite().all() for f in found.values())
 

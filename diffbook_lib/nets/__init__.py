@@ -1,4 +1,4 @@
-"""Networks: one architecture a file, and `make`, which builds one by name.
+"""Networks: one architecture a file or folder, and `make`, which builds one by name.
 
 All are called net(x, noise, label=None) with a scalar noise feature (batch,).
 """
@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from diffbook_lib.nets.edm2 import EDM2UNet, parts_of
 from diffbook_lib.nets.mlp import MLP, PlainMLP
 from diffbook_lib.nets.ncsnpp import NCSNpp
 from diffbook_lib.nets.unet import UNet
 
-POINTS, IMAGES = ("mlp", "plain-mlp"), ("unet", "ncsnpp")
+POINTS, IMAGES = ("mlp", "plain-mlp"), ("unet", "ncsnpp", "edm2")
+LABELLED = ("mlp", "unet", "edm2")
 
 
 def make(
@@ -25,15 +27,15 @@ def make(
     log_noise: bool = False,
 ) -> nn.Module:
     """The network of that name: "mlp" or "plain-mlp" for points (batch, inputs),
-    "unet" or "ncsnpp" for images (batch, inputs, *size), to (batch, outputs) or
-    (batch, outputs, *size).
+    "unet", "ncsnpp" or "edm2" for images (batch, inputs, *size), to (batch, outputs)
+    or (batch, outputs, *size).
 
     `spec` holds its other parameters as attributes: width and depth; channels,
     multipliers, blocks, attention and dropout; fir, progressive_input and
-    time_embedding. `classes`: kinds of class label it takes. `log_noise`: "mlp" and
-    "unet" embed the logarithm of the noise feature; the other two see it in their own
-    way. Raises ValueError for an unknown name, and for a network that does not fit
-    the data.
+    time_embedding; config and variant. `classes`: kinds of class label it takes.
+    `log_noise`: "mlp" and "unet" embed the logarithm of the noise feature; the others
+    see it in their own way. Raises ValueError for an unknown name, and for a network
+    that does not fit the data.
     """
     if name not in (*POINTS, *IMAGES):
         raise ValueError(
@@ -50,6 +52,10 @@ def make(
         return UNet(
             *image, classes=classes, dropout=spec.dropout, log_noise=log_noise
         )
+    if name == "edm2":
+        parts = parts_of(spec.config, spec.variant)
+        image = (inputs, outputs, size[0], *levels)
+        return EDM2UNet(*image, parts, classes, spec.dropout)
     options = (spec.dropout, spec.fir, spec.progressive_input, spec.time_embedding)
     return NCSNpp(inputs, outputs, size[0], *levels, *options)
 
@@ -68,10 +74,10 @@ def _check(name: str, size: tuple[int, ...], classes: int) -> None:
         raise ValueError(
             f"{name!r} is for square images, but these are of {_times(size)}"
         )
-    if classes and name not in ("mlp", "unet"):
-        other = "mlp" if name in POINTS else "unet"
+    if classes and name not in LABELLED:
+        others = [n for n in (POINTS if name in POINTS else IMAGES) if n in LABELLED]
         raise ValueError(
-            f"{name!r} takes no class labels; use {other!r}, or classes=0"
+            f"{name!r} takes no class labels; use {_either(others)}, or classes=0"
         )
 
 

@@ -55,7 +55,7 @@ def merge(x: Tensor, h: Tensor) -> Tensor:
 
 
 class FIR(nn.Module):
-    """Blur each channel by the kernel [1, 3, 3, 1] / 8 along both axes.
+    """Blur each channel along both axes by `taps` over their sum.
 
     Images (batch, channels, size, size), with `padding` zeros on every side; only
     every `stride`-th pixel of the result is computed.
@@ -63,15 +63,17 @@ class FIR(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self, stride: int = 1, padding: int = 0, taps: Sequence[int] = (1, 3, 3, 1)
+    ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+        share = torch.tensor(taps) / sum(taps)
+        self.register_buffer("kernel", torch.outer(share, share), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
-        weight = self.kernel.expand(channels, 1, 4, 4)
+        weight = self.kernel.expand(channels, 1, -1, -1)
         return F.conv2d(
             x, weight, stride=self.stride, padding=self.padding, groups=channels
         )
@@ -82,8 +84,11 @@ class FIRUp(FIR):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
-        weight = 4 * self.kernel.expand(channels, 1, 4, 4)
-        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)
+        weight = 4 * self.kernel.expand(channels, 1, -1, -1)
+        padding = (len(self.kernel) - 1) // 2
+        return F.conv_transpose2d(
+            x, weight, stride=2, padding=padding, groups=channels
+        )
 
 
 def down(fir: bool) -> nn.Module:
