@@ -145,7 +145,14 @@ FEW = {"steps": 30, "samples": 60, "nfe": 5, "sweep": "{}"}
     [
         ("digits", {"bound_images": 2, "table": "{sampler: [em, sscs2], nfe: [4]}"}),
         ("digits", {"bound_images": 0, "objective": "dsm", "sampler": "ode", "table": "{}"}),
-        ("digits-vpsde", {"table": "{grid: [linear]}", "sweep": "{seed: [0, 1]}"}),
+        (
+            "digits-vpsde",
+            {
+                "bound_images": 2,
+                "table": "{grid: [linear], sampler: [ancestral, ddim, heun]}",
+                "sweep": "{seed: [0, 1]}",
+            },
+        ),
         (
             "digits",
             {

@@ -120,7 +120,9 @@ def test_a_specification_survives_json(lr, steps, multipliers, gamma, seeds, rat
         ({"ema": ["power-0.1"] * 2}, ["ema names an average twice", "power-0.1"]),
         ({"snapshot_precision": "fp8"}, ["snapshot_precision", "'fp32' or 'fp16'"]),
         ({"preset": "../toy"}, ["'../toy'", "without '/' and '..'"]),
-        ({"sde": "vpsde", "sampler": "sscs"}, ["'vpsde'", "sampler is 'sscs'"]),
+        ({"sde": "vpsde", "sampler": "sscs"}, ["'vpsde'", "ancestral", "sampler is 'sscs'"]),
+        ({"sampler": "heun"}, ["sde = 'cld'", "em, sscs, sscs2, ode", "sampler is 'heun'"]),
+        ({"sde": "vpsde", "sampler": "heun", "nfe": 3}, ["nfe of 4 or more", "nfe is 3"]),
     ],
 )
 def test_bad_values_are_named(changes, words):

@@ -8,7 +8,7 @@ from torch.distributions import Normal
 from waits import Waits
 from worlds import close, f64, fix_draws, in_shares, order, probe_line, randn, times_drawn
 
-from diffbook_lib import cld, exact, rng
+from diffbook_lib import cld, exact, rng, samplers
 from diffbook_lib.diffusion import VPSDE
 from diffbook_lib.samplers import run, vpsde
 
@@ -257,10 +257,68 @@ def test_sample_starts_from_noise_and_counts_calls():
     assert found.nfe == 20 and calls == list(range(19))
 
 
+in_sigma = pytest.mark.parametrize("sampler", ["ancestral", "ddim", "heun"])
+
+
+@both
+@in_sigma
+def test_samplers_in_sigma_by_hand(process, sampler):
+    """The walks of `samplers` in x_t / alpha with the posterior mean of Gaussian data,
+    from the kernel's levels down to 0."""
+    times, start, noise = f64(1.0, 0.6, 0.05), randn(4, 2), lambda i: randn(4, 2, seed=10 + i)
+    alpha = torch.exp(-(process.beta0 * times + process.beta1 * times**2 / 2) / 2)
+    sigmas = torch.cat([(1 / alpha**2 - 1).sqrt(), f64(0.0)])
+
+    def posterior_mean(x, sigma, label=None):
+        return 0.4 + 0.3 / (0.3 + sigma[:, None] ** 2) * (x - 0.4)
+
+    more = {"noise": noise} if sampler == "ancestral" else {}
+    walk = getattr(samplers, sampler)(posterior_mean, start / alpha[0], sigmas, **more)
+    found = vpsde.sample(process, gaussian_score(process), times, start, noise, sampler)
+    close(found.x, run(walk), rtol=1e-9)
+
+
+@both
+@pytest.mark.parametrize("sampler", ["em", "ancestral", "ddim", "heun"])
+@pytest.mark.parametrize("calls", [9, 19, 49])
+def test_every_sampler_uses_the_calls_it_is_given(process, sampler, calls):
+    times = cld.time_grid(vpsde.time_count(sampler, calls))
+    noise, x = lambda i: randn(4, 1, seed=i), randn(4, 1, seed=99)
+    found = vpsde.sample(process, gaussian_score(process), times, x, noise, sampler)
+    assert found.nfe == calls and found.x.isfinite().all()
+
+
+def test_heun_leaves_a_call_over_rather_than_take_one_more():
+    assert [vpsde.time_count("heun", calls) for calls in (3, 4, 5)] == [2, 2, 3]
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ValueError, match="sampler is 'sscs'; allowed: em, ancestral, ddim, heun"):
+        x = randn(4, 1)
+        vpsde.sample(SLOW, gaussian_score(SLOW), f64(1.0, 0.1), x, lambda i: x, "sscs")
+
+
+@both
+def test_likelihood_of_a_gaussian_world(process):
+    """Which is the density of the data where at t = 1 nothing of them is left."""
+    x = 0.4 + 0.3**0.5 * randn(6, 2)
+    found = vpsde.log_likelihood(process, gaussian_score(process), x, rtol=1e-8, atol=1e-8)
+    variance = torch.exp(f64(process.beta0 + process.beta1 / 2)) - 1  # of the noise at t = 1
+    stretch = (1 + variance / 0.3).sqrt()
+    latent = Normal(0.0, variance.sqrt()).log_prob(0.4 + stretch * (x - 0.4))
+    close(found.log_density, (latent + stretch.log()).sum(dim=1), rtol=0, atol=1e-4)
+    if process == VPSDE():
+        density = Normal(f64(0.4), f64(0.3**0.5)).log_prob(x).sum(dim=1)
+        close(found.log_density, density, rtol=0, atol=0.01)
+    assert found.nfe > 10
+
+
 def test_float32_states_stay_float32():
     noise = lambda i: torch.randn(4, 1, 2, 2)
     score = VPSDE().score(lambda x, t, label: x * t[:, None, None, None])
-    assert vpsde.sample(VPSDE(), score, cld.time_grid(5), noise(0), noise).x.dtype == torch.float32
+    for sampler in ("em", "ancestral", "ddim", "heun"):
+        found = vpsde.sample(VPSDE(), score, cld.time_grid(5), noise(0), noise, sampler)
+        assert found.x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("times", [(0.5, 1.0), (1.0,)])

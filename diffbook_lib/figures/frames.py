@@ -1,17 +1,17 @@
 """A figure that moves in one parameter: widgets with a live kernel, plain HTML on the page."""
 
 import html
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import matplotlib.pyplot as plt
 from IPython.display import HTML, display
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffbook_lib.figures.picture import STYLE, img, in_page, png
+from diffbook_lib.figures import picture
+from diffbook_lib.figures.captions import anchor, captioned, framed
+from diffbook_lib.figures.picture import WIDE
+from diffbook_lib.figures.stills import forms
 
 Frame = Callable[[int], str]  # the HTML of the frame of this index
 LIMIT = 600_000  # bytes of one moving figure on the page; a whole page may weigh 3 MB
@@ -24,22 +24,24 @@ def moving(
     name: str,
     label: str,
     alt: str | Callable[[Any], str],
+    caption: str,
     fmt: str | Callable[[Any], str] = "",
     start: int = 0,
-    size: tuple[float, float] = (6.4, 3.6),
+    size: tuple[float, float] = (WIDE, 3.4),
     panels: tuple[int, int] = (1, 1),
     interval: int = 400,
 ) -> None:
     """A figure that moves in one parameter: a slider over `values` and a play button.
 
-    draw(ax, value) draws one frame, with the array of axes instead of ax when `panels` (rows,
-    columns) asks for several; let it set the axis limits, so that nothing jumps. With a live
-    kernel each move draws anew; on the built page all frames are there and no kernel is needed.
+    draw(ax, value) draws one frame, with a flat list of axes instead of ax where `panels` (rows,
+    columns) asks for several, as in show(); let it set the axis limits, so that nothing jumps.
+    With a live kernel each move draws anew; on the built page all frames are there, wide and
+    narrow, and no kernel is needed.
 
-    name: unique on its page (lower case, digits, hyphens).   label: what the slider changes.
-    alt: text for every frame, or a function of the value.    fmt: format spec or function.
+    name, caption, size: as in show().   label: what the slider changes.
+    alt: text for every frame, or a function of the value.   fmt: format spec or function.
     start: index of the value shown first, and alone where scripts are off.
-    interval: milliseconds a frame when playing.   size: inches; 6.4 is the width of the text.
+    interval: milliseconds a frame when playing.
     Raises ValueError for too few values, texts that are empty or alike, or too heavy frames.
     """
     values = values.tolist() if isinstance(values, Tensor) else list(values)
@@ -55,19 +57,17 @@ def moving(
 
     @cache
     def frame(index: int) -> str:
-        with plt.rc_context(STYLE):
-            figure = Figure(figsize=size)
-            draw(figure.subplots(*panels), values[index])
-            return img(
-                png(figure),
-                describe(values[index]),
-                hidden=in_page() and index != start,
-            )
+        value = values[index]
+        wide, narrow = forms(lambda axes: draw(axes, value), size, panels)
+        hidden = picture.in_page() and index != start
+        return picture.img(wide, describe(value), narrow, hidden=hidden)
 
-    if in_page():
-        display(HTML(_frozen(name, label, texts, start, interval, frame)))
+    if picture.in_page():
+        frozen = _frozen(name, label, texts, start, interval, frame)
+        display(HTML(framed(name, caption, frozen)))
     else:
-        display(_live(label, texts, start, interval, frame))
+        below = captioned(name, caption, "Figure")
+        display(_live(label, texts, start, interval, frame, below))
 
 
 def _refuse(name: str, texts: list[str], start: int) -> None:
@@ -80,14 +80,11 @@ def _refuse(name: str, texts: list[str], start: int) -> None:
         raise ValueError(
             f"{name}: two values have the same text, choose a finer fmt: {texts}"
         )
-    if not re.fullmatch("[a-z0-9-]+", name):
-        raise ValueError(
-            f"name {name!r} may have lower case letters, digits and hyphens only"
-        )
+    anchor(name, "Figure")
 
 
 def _live(
-    label: str, texts: list[str], start: int, interval: int, frame: Frame
+    label: str, texts: list[str], start: int, interval: int, frame: Frame, below: str
 ) -> Any:
     """The face with a live kernel: ipywidgets that ask for the frame they need."""
     import ipywidgets as widgets
@@ -97,11 +94,11 @@ def _live(
     slider.style.description_width = "initial"
     play = widgets.Play(min=0, max=len(texts) - 1, value=start, interval=interval)
     widgets.jslink((play, "value"), (slider, "index"))
-    picture = widgets.HTML(frame(start))
+    view = widgets.HTML(frame(start))
     slider.observe(
-        lambda change: setattr(picture, "value", frame(change["new"])), names="index"
+        lambda change: setattr(view, "value", frame(change["new"])), names="index"
     )
-    return widgets.VBox([picture, widgets.HBox([play, slider])])
+    return widgets.VBox([view, widgets.HBox([play, slider]), widgets.HTML(below)])
 
 
 def _frozen(
@@ -116,22 +113,22 @@ def _frozen(
         )
     shown, label = html.escape(texts[start]), html.escape(label)
     data = html.escape("|".join(text.replace("|", "/") for text in texts))
-    return f"""<figure class="diffbook-moving" id="moving-{name}" role="group" aria-label="{label}"
-  data-texts="{data}" data-interval="{interval}" style="margin:0"><style>{CSS}</style>
+    return f"""<div class="diffbook-moving" id="moving-{name}" role="group" aria-label="{label}"
+  data-texts="{data}" data-interval="{interval}"><style>{CSS}</style>
 <div>{frames}</div>
 <div class="diffbook-controls" hidden><button type="button" aria-label="Play">▶</button>
 <label for="range-{name}">{label}</label><input type="range" id="range-{name}" min="0"
   max="{len(texts) - 1}" step="1" value="{start}" autocomplete="off" aria-valuetext="{shown}">
-<output for="range-{name}" aria-live="off">{shown}</output></div></figure>
+<output for="range-{name}" aria-live="off">{shown}</output></div></div>
 <script>({SCRIPT})(document.getElementById("moving-{name}"))</script>"""
 
 
 # The attribute selector outweighs style sheets that give every picture a display of its own.
 CSS = """
 .diffbook-moving img[hidden], .diffbook-controls[hidden] { display: none !important }
-.diffbook-controls { display: flex; align-items: center; gap: .6rem; max-width: 40rem }
-.diffbook-controls input { flex: 1; min-width: 4rem; accent-color: #2f86c9 }
-.diffbook-controls button { width: 2.4rem; height: 2.4rem; border: 1px solid #7a7a7a;
+.diffbook-controls { display: flex; align-items: center; gap: .6rem; max-width: 52.5rem }
+.diffbook-controls input { flex: 1; min-width: 4rem; accent-color: #307bb1 }
+.diffbook-controls button { width: 2.4rem; height: 2.4rem; border: 1px solid #757575;
   border-radius: .4rem; background: none; color: inherit; font: inherit; cursor: pointer }
 .diffbook-controls output { min-width: 5ch; font-variant-numeric: tabular-nums }
 @media (prefers-reduced-motion: reduce) { .diffbook-controls button { display: none } }

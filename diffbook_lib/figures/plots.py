@@ -1,7 +1,7 @@
 """The pictures that chapters share: grids of images, point clouds, paths."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -11,16 +11,32 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from diffbook_lib.errors import Refused
-from diffbook_lib.figures.picture import COLOURS, INK
+from diffbook_lib.figures.picture import COLOURS, INK, WIDE
 
 
 def image_grid(
-    x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = 6.4
+    x: Tensor, ncol: int = 10, *, ax: Axes | None = None, width: float = WIDE
 ) -> Figure:
     """Images (n, 1 or 3, height, width) in [-1, 1] as one picture, row by row, `ncol` in a row.
 
-    Draws into `ax`, or into a new figure of `width` inches; values outside [-1, 1] are clipped.
-    Raises ValueError for another shape and Refused for integer levels.
+    Draws into `ax`, or into a new figure of `width` inches. Raises as grid_of does.
+    """
+    grid = grid_of(x, ncol)
+    if ax is None:
+        height = width * grid.shape[0] / grid.shape[1]
+        layout = ConstrainedLayoutEngine(w_pad=0, h_pad=0)
+        ax = plt.subplots(figsize=(width, height), layout=layout)[1]
+    ax.imshow(grid.numpy(), interpolation="nearest")
+    ax.set_axis_off()
+    return _figure_of(ax)
+
+
+def grid_of(x: Tensor, ncol: int) -> Tensor:
+    """Images (n, 1 or 3, height, width) in [-1, 1] as the pixels (rows, columns, 4) in [0, 1] of
+    one picture, with transparent gaps.
+
+    Values outside [-1, 1] are clipped. Raises ValueError for another shape and Refused for integer
+    levels.
     """
     if not x.is_floating_point():
         raise Refused(
@@ -40,13 +56,7 @@ def image_grid(
         grid[top : top + h, left : left + w] = torch.cat(
             [image, torch.ones(h, w, 1)], dim=-1
         )
-    if ax is None:
-        height = width * grid.shape[0] / grid.shape[1]
-        layout = ConstrainedLayoutEngine(w_pad=0, h_pad=0)
-        ax = plt.subplots(figsize=(width, height), layout=layout)[1]
-    ax.imshow(grid.numpy(), interpolation="nearest")
-    ax.set_axis_off()
-    return _figure_of(ax)
+    return grid
 
 
 def scatter(
@@ -54,29 +64,39 @@ def scatter(
     *,
     lim: float | None = None,
     ncol: int = 4,
-    width: float = 6.4,
+    width: float = WIDE,
+    axes: Sequence[Axes] | None = None,
 ) -> Figure:
     """Two-dimensional point clouds (n, 2) side by side, one panel a name, all on one scale.
 
     lim: the axes run from -lim to lim (default: the largest of all finite coordinates).
+    axes: where to draw, one panel a cloud or more (default: a new figure of `width` inches with
+    `ncol` panels in a row). Raises ValueError for too few of them.
     """
-    ncol = min(ncol, len(clouds))
-    nrow = math.ceil(len(clouds) / ncol)
     points = {name: cloud.detach().double().cpu() for name, cloud in clouds.items()}
     if lim is None:
         every = torch.cat([cloud.flatten() for cloud in points.values()])
         lim = 1.05 * float(every[every.isfinite()].abs().max())
-    figure, axes = plt.subplots(
-        nrow, ncol, figsize=(width, nrow * (width / ncol + 0.25)), squeeze=False
-    )
-    for ax in axes.flat[len(points) :]:
+    if axes is None:
+        axes = _panels(len(points), ncol, width)
+    if len(axes) < len(points):
+        raise ValueError(f"{len(points)} clouds need as many axes, got {len(axes)}")
+    for ax in axes[len(points) :]:
         ax.set_axis_off()
-    for ax, (name, cloud) in zip(axes.flat, points.items(), strict=False):
-        size = min(8.0, max(1.0, 2500 / max(len(cloud), 1)))
-        ax.scatter(*cloud.T, s=size, alpha=0.6, linewidths=0)
+    for ax, (name, cloud) in zip(axes, points.items(), strict=False):
+        spot = min(8.0, max(1.0, 2500 / max(len(cloud), 1)))
+        ax.scatter(cloud[:, 0], cloud[:, 1], s=spot, alpha=0.6, linewidths=0)
         ax.set(title=name, xlim=(-lim, lim), ylim=(-lim, lim), aspect="equal")
         ax.label_outer()
-    return figure
+    return _figure_of(axes[0])
+
+
+def _panels(count: int, ncol: int, width: float) -> list[Axes]:
+    """Square panels for `count` clouds in a new figure, and those that fill its last row."""
+    ncol = min(ncol, count)
+    nrow = math.ceil(count / ncol)
+    size = (width, nrow * (width / ncol + 0.25))
+    return list(plt.subplots(nrow, ncol, figsize=size, squeeze=False)[1].flat)
 
 
 def trajectories(

@@ -13,6 +13,7 @@ HOMES = {
     "Samples": "sampling",
     "Task": "task",
     "collect": "presets",
+    "crossed": "tables",
     "finish": "grading",
     "grade": "grading",
     "judge_of": "grading",

@@ -6,6 +6,12 @@ from pydantic import Field, model_validator
 
 from diffbook_lib.specs.parts import Pictures, PointNet, UNet
 
+SAMPLERS = {
+    "cld": ("em", "sscs", "sscs2", "ode"),
+    "vpsde": ("em", "ancestral", "ddim", "heun"),
+}
+Sampler = Literal["em", "sscs", "sscs2", "ode", "ancestral", "ddim", "heun"]
+
 
 class Spec(Pictures, PointNet, UNet):
     """A run of CLD, or of the same network on the diffusion without a velocity."""
@@ -49,14 +55,15 @@ class Spec(Pictures, PointNet, UNet):
     time_embedding: Literal["fourier", "positional"] = Field(
         "fourier", description="ncsnpp: of the logarithm of t, or of t"
     )
-    sampler: Literal["em", "sscs", "sscs2", "ode"] = Field(
-        "sscs", description="of the samples"
+    sampler: Sampler = Field(
+        "sscs",
+        description="em, sscs, sscs2 or ode; without a velocity em, ancestral, ddim or heun",
     )
     grid: Literal["linear", "quadratic"] = Field(
         "quadratic", description="sampling times"
     )
     nfe: int = Field(
-        100, ge=2, description="times in the grid, the paper's count of calls"
+        100, ge=2, description="the paper's count of calls, one more than are made"
     )
     data_var: float = Field(
         0.005, ge=0, description="sscs2: variance of its reference Gaussian"
@@ -67,10 +74,15 @@ class Spec(Pictures, PointNet, UNet):
     )
 
     @model_validator(mode="after")
-    def _vpsde_has_one_sampler(self) -> Self:
-        if self.sde == "vpsde" and (self.sampler != "em" or self.bound_images):
+    def _can_be_sampled(self) -> Self:
+        allowed = SAMPLERS[self.sde]
+        if self.sampler not in allowed:
             raise ValueError(
-                "sde = 'vpsde' is sampled by 'em' alone and has no velocity bound, but sampler is "
-                f"{self.sampler!r} and bound_images is {self.bound_images}"
+                f"sde = {self.sde!r} is sampled by {', '.join(allowed)}, "
+                f"but sampler is {self.sampler!r}"
+            )
+        if self.sde == "vpsde" and self.nfe < 4:
+            raise ValueError(
+                f"sde = 'vpsde' needs nfe of 4 or more, but nfe is {self.nfe}"
             )
         return self
