@@ -17,6 +17,7 @@ from diffbook_lib.metrics.clouds import (
     nearest_distance,
     sliced_wasserstein,
 )
+from diffbook_lib.metrics.denoising import denoising_error
 from diffbook_lib.metrics.frechet import frechet_distance
 from diffbook_lib.metrics.inception_v3 import InceptionMissing, inception
 from diffbook_lib.metrics.judge import Judge, grading_flops
@@ -44,6 +45,7 @@ __all__ = [
     "class_histogram",
     "classifier",
     "decoder_blocks",
+    "denoising_error",
     "frechet_distance",
     "grading_flops",
     "in_mode",

@@ -83,6 +83,7 @@ def draw_missing(member: Member) -> None:
             x, nfe = draw(numbers, **way)
         info = {"nfe": nfe, "seconds": perf_counter() - started, "weights": weights}
         checkpoint.write(_file(member, at, first), {"x": x}, info)
+    restore(net, member.folder, spec)
 
 
 def _collect(member: Member, at: dict[str, Any]) -> Samples:

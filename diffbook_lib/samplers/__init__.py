@@ -7,7 +7,7 @@ them.
 
 walks: what all share. sigmas: down noise levels, for any denoiser. flows: adaptive
 solvers and likelihoods. vpsde: the variance-preserving SDE in its own time.
-guidance: two denoisers in the place of one.
+guidance: denoisers made of others.
 """
 
 from diffbook_lib.samplers import vpsde
@@ -17,7 +17,7 @@ from diffbook_lib.samplers.flows import (
     probability_flow,
     rademacher,
 )
-from diffbook_lib.samplers.guidance import guided, unlabelled
+from diffbook_lib.samplers.guidance import clipped, guided, unlabelled
 from diffbook_lib.samplers.sigmas import (
     ancestral,
     ddim,
@@ -35,6 +35,7 @@ __all__ = [
     "Noise",
     "Sample",
     "ancestral",
+    "clipped",
     "ddim",
     "divergence",
     "euler_maruyama",

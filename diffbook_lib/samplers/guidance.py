@@ -1,4 +1,4 @@
-"""Guidance: two denoisers extrapolated away from the worse one."""
+"""Denoisers made of others: guidance by a worse one, and clipping."""
 
 from torch import Tensor
 
@@ -30,3 +30,12 @@ def unlabelled(denoiser: Denoiser) -> Denoiser:
         return denoiser(x, sigma)
 
     return without
+
+
+def clipped(denoiser: Denoiser) -> Denoiser:
+    """The denoiser with estimates in [-1, 1], where pixels lie. EDM does without."""
+
+    def within(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        return denoiser(x, sigma, label).clamp(-1, 1)
+
+    return within
