@@ -88,6 +88,9 @@ class Spec(Pictures, UNet, EDMNoise):
     probe: Literal["none", "logistic", "published"] = Field(
         "none", description="fit of the linear probes"
     )
+    probe_flip: bool = Field(
+        False, description="mirror the training images of linear probes at random"
+    )
     probe_sigmas: Sigmas = Field((), description="noise levels of the linear probes")
     probe_blocks: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="blocks with a linear probe; empty: all of the decoder"
