@@ -124,9 +124,12 @@ class Spec(Pictures, UNet, EDMNoise):
             raise ValueError(
                 f"guidance is {self.guidance}, but guide names no run folder"
             )
-        if self.lengths and not self.snapshot_every:
+        tracked = [name for name in self.ema if name.startswith("power-")]
+        wanted = self.average.startswith("power-") and self.average not in tracked
+        if (wanted or self.lengths) and not (self.snapshot_every and tracked):
             raise ValueError(
-                "lengths need snapshots of the averages: set snapshot_every"
+                "averages that are not tracked need snapshots of power averages: set "
+                f"snapshot_every, now {self.snapshot_every}, and ema, now {', '.join(self.ema)}"
             )
         if self.probe != "none" and not self.probe_sigmas:
             raise ValueError(f"probe is {self.probe!r}, but probe_sigmas is empty")
