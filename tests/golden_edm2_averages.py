@@ -4,6 +4,8 @@ Each handler takes an entry and returns what the library computes in the place o
 by the names these have there.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -102,7 +104,7 @@ def ema_track(entry):
             states = [averages[s].state_dict() for s in TRACKED]
             copies = [{name: t.clone() for name, t in state.items()} for state in states]
             kept += [
-                ema.Snapshot(step, s, lambda copy=copy: copy)
+                ema.Snapshot(step, s, partial(dict, copy))
                 for s, copy in zip(TRACKED, copies, strict=True)
             ]
     found = []

@@ -1,7 +1,7 @@
 """The run of EDM2 by its cells: configurations, labels, guides, averages, and what it measures."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from diffbook_lib.edm2 import magnitudes
 from diffbook_lib.metrics import Measurement
 from diffbook_lib.runs import cells, checkpoint, folder, grading, presets, restoring, training
 from diffbook_lib.runs.sampling import Samples
+from diffbook_lib.runs.sweeps import Member
 
 FEW = {"steps": 4, "snapshot_every": 2, "checkpoint_every": 4, "samples": 6, "sample_batch": 4}
 
@@ -140,8 +141,8 @@ def test_growth_is_measured_in_time_and_off_dropout():
     before = [net.first(x).square().mean(0).sqrt(), net.second.weight.square().mean(1).sqrt()]
     for step in range(1, 7):
         with torch.no_grad():
-            net.first.weight *= 1.1
-            net.first.bias *= 1.1
+            net.first.weight.mul_(1.1)
+            net.first.bias.mul_(1.1)
         growth.after_step(step, {})
     expected = before[0].square().mean().sqrt() * torch.tensor([1, 1.1**3, 1.1**6])
     torch.testing.assert_close(growth.activations[:, 0], expected)
@@ -194,7 +195,7 @@ def expand_out(edm, scaled, noise):
 
 
 def test_several_figures_of_a_member_keep_their_coordinates():
-    one = SimpleNamespace(at={"seed": 3})
+    one = Member(spec_of(), Path(), {"seed": 3}, {})
     figures = [Measurement("a", 1.0, 5, at={"block": "x"}), Measurement("b", 2.0, 5)]
     several = grading.measure([one], lambda member: iter(figures))
     assert [found.at for found in several.results] == [{"seed": 3, "block": "x"}, {"seed": 3}]

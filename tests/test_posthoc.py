@@ -1,6 +1,6 @@
 """Reconstructed averages against averages tracked directly, and against integrals."""
 
-from functools import cache
+from functools import cache, partial
 
 import mpmath
 import numpy as np
@@ -47,15 +47,16 @@ def tracked():
         if step % 16 == 0:
             states = ({n: t.clone() for n, t in averages[s].state_dict().items()} for s in TRACKED)
             kept += [
-                Snapshot(step, s, lambda state=state: state)
+                Snapshot(step, s, partial(dict, state))
                 for s, state in zip(TRACKED, states, strict=True)
             ]
     return kept, {s: averages[s].parameters["w"] for s in WANTED}
 
 
-def times_of(count, sigmas=TRACKED):
+def times_of(count: int, sigmas: tuple[float, ...] = TRACKED) -> tuple[torch.Tensor, torch.Tensor]:
     pairs = [(T * k // count, s) for k in range(1, count + 1) for s in sigmas]
-    return (torch.tensor(part, dtype=torch.float64) for part in zip(*pairs, strict=True))
+    times, widths = zip(*pairs, strict=True)
+    return torch.tensor(times, dtype=torch.float64), torch.tensor(widths, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("count", ERRORS)
@@ -167,7 +168,7 @@ def test_weights_that_never_change_stay_and_buffers_are_the_last():
     for time in (1, 2, 3):
         net.waves.fill_(time)
         state = {n: t.clone() for n, t in ema.EMA(net, ema.Power(0.1), 1).state_dict().items()}
-        kept.append(Snapshot(time, 0.1, lambda state=state: state))
+        kept.append(Snapshot(time, 0.1, partial(dict, state)))
     other = Impulses()
     ema.reconstruct(other, reversed(kept), 0.02)
     torch.testing.assert_close(other.w, net.w)

@@ -159,9 +159,12 @@ def test_noise_and_mirrorings_are_new_in_every_pass():
 def test_the_published_rate_falls_by_half_a_cosine(monkeypatch):
     rates = []
     step = torch.optim.Adam.step
-    monkeypatch.setattr(
-        torch.optim.Adam, "step", lambda o, *a: (rates.append(o.param_groups[0]["lr"]), step(o, *a))
-    )
+
+    def recorded(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
     metrics.published_probe(reader(net()), TRAIN, TEST, 0.5, epochs=4, batch=150)
     epochs = torch.arange(4, dtype=torch.float64).repeat_interleave(2)
     expected = 1e-3 * (1 + (torch.pi * epochs / 4).cos()) / 2
