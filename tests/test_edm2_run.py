@@ -247,6 +247,11 @@ def test_c_has_a_learning_rate_of_its_own():
     assert spec_of(config="C", lr=0.1).highest_lr == 0.1
 
 
+def test_the_learning_rate_falls_from_e_on():
+    late = {c: cells.execute(spec_of(config=c), "build")["rate"](2000) for c in "DE"}
+    assert late == {"D": 1e-2, "E": pytest.approx(1e-3, rel=1e-3)}
+
+
 def test_a_guides_calls_are_counted(tmp_path):
     table = {"guidance": [1.0, 2.0], "sampling_steps": [5, 9]}
     spec = spec_of(guide=str(tmp_path), sampling_steps=5, table=table)

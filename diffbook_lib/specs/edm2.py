@@ -140,6 +140,12 @@ class Spec(Pictures, UNet, EDMNoise):
         """That of the configuration."""
         return self.lr_plain or self.lr if self.config == "C" else self.lr
 
+    @property
+    def fall_steps(self) -> int:
+        """Where the learning rate begins to fall: from E on, whose weights cannot grow; 0
+        before."""
+        return self.reference_steps if self.config in "EFG" else 0
+
     def calls(self) -> int:
         """A guide's calls are counted as if it were as large as the model."""
         return sum(
