@@ -14,6 +14,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+LINK = re.compile(r'<a (class="diffbook-eq" data-label="[^"]+")>[^<]*</a>')
+NUMBER = r"<span \1></span>"  # a summary is a button: it may hold no link
 BADGE = re.compile(r'<p class="diffbook-badge">(.*?)</p>', re.DOTALL)
 
 
@@ -74,7 +76,8 @@ class ShowCells(SphinxPostTransform):
             logger.warning("a cell with the tag check shows no badge", location=cell)
             return
         badges = "<br>".join(
-            f'<span class="diffbook-badge">{line}</span>' for line in lines
+            f'<span class="diffbook-badge">{LINK.sub(NUMBER, line)}</span>'
+            for line in lines
         )
         cell.insert(
             0, _html(f'<details class="diffbook-check"><summary>{badges}</summary>')

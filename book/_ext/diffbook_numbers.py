@@ -21,7 +21,9 @@ CAPTION = re.compile(
 REFERENCE = re.compile(
     r'<a class="diffbook-ref" data-kind="(\w+)" data-name="([\w-]+)"></a>'
 )
-EQUATION = re.compile(r'<a class="diffbook-eq" data-label="([^"]+)">[^<]*</a>')
+EQUATION = re.compile(
+    r'<(?P<tag>a|span) class="diffbook-eq" data-label="(?P<label>[^"]+)">[^<]*</(?P=tag)>'
+)
 ANCHORS = {"Figure": "fig", "Table": "tab"}
 
 
@@ -86,15 +88,16 @@ def write_numbers(
         )
 
     def point(place: re.Match[str]) -> str:
-        found = equation_number(app.env, place[1])
+        label = place["label"]
+        found = equation_number(app.env, label)
         if found is None:
-            logger.warning(f"there is no equation {place[1]!r}", location=pagename)
-            return place[1]
+            logger.warning(f"there is no equation {label!r}", location=pagename)
+            return label
         page, number = found
+        if place["tag"] == "span":
+            return f"({number})"
         where = app.builder.get_relative_uri(pagename, page)
-        return (
-            f'<a href="{where}#{nodes.make_id(f"equation-{place[1]}")}">({number})</a>'
-        )
+        return f'<a href="{where}#{nodes.make_id(f"equation-{label}")}">({number})</a>'
 
     context["body"] = EQUATION.sub(point, REFERENCE.sub(refer, body))
 

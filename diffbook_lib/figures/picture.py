@@ -43,7 +43,6 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.formatter.min_exponent": 3,  # 0.01 and 100 rather than a small exponent
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": INK,

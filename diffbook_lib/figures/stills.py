@@ -7,7 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter
 from torch import Tensor
 
 from diffbook_lib.figures import picture
@@ -106,11 +108,20 @@ def _drawn(
         figure = Figure(figsize=size)
         axes = list(figure.subplots(*panels, squeeze=False).flat)
         draw(axes[0] if len(axes) == 1 else axes)
+        _write_logarithms(axes)
         if size[0] == NARROW:
             room = any(ax.axison for ax in axes)
             height = min(max(size[1], LOWEST), HIGHEST) if room else size[1]
             figure.set_size_inches(NARROW, panels[0] * height)
         return picture.drawn(figure, picture.png(figure, style))
+
+
+def _write_logarithms(axes: list[Axes]) -> None:
+    """Ticks of logarithmic axes as 0.001 or 1e-06: an exponent would be too small to read."""
+    for axis in (axis for ax in axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _pixels(images: Tensor, ncol: int) -> Drawn:
