@@ -78,6 +78,9 @@ class Spec(Pictures, UNet, EDMNoise):
     lengths: Widths = Field(
         (), description="sigma_rel of averages whose held-out error is measured"
     )
+    held_out_images: int = Field(
+        0, ge=0, description="how many of them held-out errors take; 0: all"
+    )
     levels_measured: Sigmas = Field(
         (),
         description="noise levels at which held-out error and u(sigma) are measured",
@@ -87,6 +90,9 @@ class Spec(Pictures, UNet, EDMNoise):
     )
     probe: Literal["none", "logistic", "published"] = Field(
         "none", description="fit of the linear probes"
+    )
+    probe_images: int = Field(
+        0, ge=0, description="training images of linear probes; 0: all"
     )
     probe_flip: bool = Field(
         False, description="mirror the training images of linear probes at random"
