@@ -83,6 +83,14 @@ def test_another_run_guides(member, tmp_path, labelled):
     assert (calls, one) == (14, 7) and not torch.equal(guided, alone)
 
 
+def test_a_guide_may_be_less_trained_than_its_run(member):
+    nets = [runs.trained(member.folder, "power-0.1", at) for at in (0, 64, 128)]
+    states = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
+    assert torch.equal(states[0], states[2]) and not torch.equal(states[0], states[1])
+    with pytest.raises(checkpoint.CheckpointError, match="no snapshot at 65"):
+        runs.trained(member.folder, "power-0.1", 65)
+
+
 def test_samples_of_an_average_that_was_not_tracked(member):
     first, second = runs.sample(member)
     assert (first.at["average"], second.at["average"]) == ("", "power-0.15")

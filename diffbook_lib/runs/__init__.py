@@ -24,6 +24,7 @@ HOMES = {
     "open_run": "folder",
     "restore": "restoring",
     "sample": "sampling",
+    "snapshots": "checkpoint",
     "train": "training",
     "train_members": "sweeps",
     "trained": "restoring",

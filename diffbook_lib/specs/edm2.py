@@ -71,6 +71,9 @@ class Spec(Pictures, UNet, EDMNoise):
     guide_average: Choice = Field(
         "", description="average of the guide's weights; empty: the first"
     )
+    guide_images: int = Field(
+        0, ge=0, description="images that the guide had seen; 0: all of its training"
+    )
     guide_labelled: bool = Field(
         True,
         description="whether the guide sees the label; not in classifier-free guidance",
