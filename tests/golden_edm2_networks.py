@@ -211,6 +211,22 @@ def official_parts(config):
     )
 
 
+def alike(weight, heads):
+    """The rows of their query, key and value weight, which alternate, in our order: all queries,
+    all keys, all values."""
+    return weight.unflatten(0, (heads, -1, 3)).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+
+
+def in_our_order(state, head_channels):
+    """The weights by our names, with queries, keys and values in our order."""
+    return {
+        name: alike(weight, len(weight) // 3 // head_channels)
+        if name.endswith("qkv.weight")
+        else weight
+        for name, weight in state.items()
+    }
+
+
 def block(entry):
     config, weights = entry["config"], entry["weights"]
     resample = {"keep": None, "up": up(fir=False), "down": down(fir=False)}
@@ -224,7 +240,8 @@ def block(entry):
         decodes=config["flavor"] == "dec",
         attends=config["attention"],
     )
-    module.load_state_dict({OFFICIAL_LEAVES[k]: torch.tensor(v) for k, v in weights.items()})
+    state = {OFFICIAL_LEAVES[name]: torch.tensor(value) for name, value in weights.items()}
+    module.load_state_dict(in_our_order(state, parts.head_channels))
     x, embedding = torch.tensor(entry["x"]), torch.tensor(entry["emb"])
     return {"y": module.eval()(x, embedding)}
 
@@ -258,7 +275,7 @@ def official_network(entry):
     for end in ("frequencies", "phases"):
         state[f"embedding.fourier.{end}"] = buffers[f"unet.emb_fourier.{end}"]
         head[f"fourier.{end}"] = buffers[f"logvar_fourier.{end}"]
-    unet.load_state_dict(state)
+    unet.load_state_dict(in_our_order(state, parts.head_channels))
     uncertainty.load_state_dict(head)
     return unet.eval(), uncertainty
 

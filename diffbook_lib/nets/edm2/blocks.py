@@ -28,14 +28,11 @@ class Attention(nn.Module):
         self.out = parts.layer(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, *_ = x.shape
-        size = channels // self.heads
-        split, which = ((size, 3), 3) if self.parts.qkv_last else ((3, size), 2)
-        qkv = self.qkv(x).reshape(batch, self.heads, *split, -1)
-        q, k, v = (
-            self.parts.pixel_norm(part, 2).mT  # (batch, heads, positions, size)
-            for part in qkv.unbind(which)
-        )
+        split = (len(x), 3, self.heads, x.shape[1] // self.heads, -1)
+        qkv = self.parts.pixel_norm(self.qkv(x).reshape(split), 3)
+        q, k, v = qkv.mT.unbind(
+            1
+        )  # each (batch, heads, positions, channels of a head)
         attended = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.out(attended.mT.reshape(x.shape))
         return out

@@ -33,7 +33,6 @@ C = Parts(
     pixel_norm=p.pixel_norm_root,
     middle_decodes=False,
     head_channels=None,
-    qkv_last=False,
     wide_embedding=True,
     uncertainty_features=256,
 )
@@ -66,7 +65,6 @@ OFFICIAL_G = replace(
     pixel_norm=p.pixel_norm,
     middle_decodes=True,
     head_channels=64,
-    qkv_last=True,
     wide_embedding=False,
     uncertainty_features=128,
 )

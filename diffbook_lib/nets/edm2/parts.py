@@ -26,8 +26,7 @@ class Parts:
     The rest is where published networks of the same letter differ. pixel_norm:
     normalisation over channels. middle_decodes: whether the blocks at the lowest
     resolution are of the decoder's type. head_channels: channels of an attention head;
-    None: one head. qkv_last: whether query, key and value alternate from channel to
-    channel. wide_embedding: embedding of 4 channels, otherwise as wide as the widest
+    None: one head. wide_embedding: embedding of 4 channels, otherwise as wide as the widest
     level. uncertainty_features: waves that u(sigma) sees.
     """
 
@@ -46,6 +45,5 @@ class Parts:
     pixel_norm: Callable[[Tensor, int], Tensor]
     middle_decodes: bool
     head_channels: int | None
-    qkv_last: bool
     wide_embedding: bool
     uncertainty_features: int

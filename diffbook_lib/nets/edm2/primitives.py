@@ -6,30 +6,61 @@ CVPR 2024, Appendix B; equation numbers are theirs.
 """
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPS = 1e-4
 SILU_RMS = 0.596  # root mean square of silu(z), z standard normal
 
 
-def normalize(x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
-    """x over EPS + its root mean square along `dim`; by default all but the first, so
-    that each row of a weight has root mean square one (Eq. 66)."""
+class _Normalize(torch.autograd.Function):
+    """x times scale / (EPS + rms), with the backward pass written out.
+
+    It takes from the gradient nearly all of its part along x: the result does not
+    change with the length of x, but for EPS.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], scale: float) -> Tensor:
+        precise = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
+        n = x.numel() / norm.numel()
+        rms = norm / math.sqrt(n)
+        factor = scale / (EPS + rms)
+        ctx.dims = dims
+        ctx.save_for_backward(x, factor, n * rms * (EPS + rms))
+        out: Tensor = x * factor.to(x.dtype)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, factor, square = ctx.saved_tensors
+        along = (grad * x).sum(ctx.dims, keepdim=True, dtype=factor.dtype)
+        along /= square.clamp(min=torch.finfo(square.dtype).tiny)  # 0 where x is 0
+        rest = grad.addcmul(x, along.to(x.dtype), value=-1)
+        return rest.mul_(factor.to(x.dtype)), None, None
+
+
+def normalize(
+    x: Tensor, dim: int | tuple[int, ...] | None = None, scale: float = 1.0
+) -> Tensor:
+    """scale x over EPS + its root mean square along `dim`; by default all but the
+    first, so that each row of a weight has root mean square `scale` (Eq. 66)."""
     dims = tuple(range(1, x.ndim)) if dim is None else dim
-    precise = torch.promote_types(x.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
-    rms = norm * math.sqrt(norm.numel() / x.numel())
-    return x / (EPS + rms).to(x.dtype)
+    dims = (dims,) if isinstance(dims, int) else dims
+    out: Tensor = _Normalize.apply(x, dims, scale)  # type: ignore[no-untyped-call]
+    return out
 
 
 def unit_rows(weight: Tensor) -> Tensor:
     """A weight with rows of L2 norm one (Eq. 47): independent inputs of variance one
     give outputs of variance one."""
-    return normalize(weight) / math.sqrt(weight[0].numel())
+    return normalize(weight, scale=1 / math.sqrt(weight[0].numel()))
 
 
 def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:
@@ -62,7 +93,8 @@ def plain_sum(a: Tensor, b: Tensor) -> Tensor:
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """The share 1 - t of a and t of b, over the standard deviation of that sum
     (Eq. 88)."""
-    return a.lerp(b, t) / math.hypot(1 - t, t)
+    norm = math.hypot(1 - t, t)
+    return torch.add((1 - t) / norm * a, b, alpha=t / norm)
 
 
 def plain_cat(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The U-Net of EDM2, and the network of its loss."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -44,7 +45,7 @@ class Embedding(nn.Module):
         """Vectors (batch, classes) of root mean square one, or zeros."""
         if label is None:
             return like.new_zeros(len(like), self.classes)
-        return F.one_hot(label, self.classes).to(like.dtype) * self.classes**0.5
+        return F.one_hot(label, self.classes).to(like.dtype) * math.sqrt(self.classes)
 
 
 class EDM2UNet(nn.Module):
