@@ -1,5 +1,5 @@
 """Averages with profiles that nobody tracked, from snapshots of tracked ones (Karras et
-al. 2024, arXiv:2312.02696, Section 3.2).
+al. 2024, arXiv:2312.02696, Section 3).
 
 A snapshot at time T of the average sigma_rel is the weights' integral against
 p(t) = (gamma + 1) t^gamma / T^(gamma + 1) on [0, T]. A sum of snapshots is an average
