@@ -29,6 +29,8 @@ def resolved(name, golden):
     entry = dict(golden[name])
     if name == "pixel_norm_seed":
         entry.setdefault("x", golden["pixel_norm"]["x"])
+    if name == "traditional_ema":
+        entry.setdefault("theta", golden["ema_track"]["theta"])
     if isinstance(entry.get("parameters"), str):
         letter = re.search(r"UNet([A-Z])", entry["parameters"])[1]
         other = next(key for key in golden if key.startswith(f"seed_unet{letter}_"))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from diffbook_lib import files
+from diffbook_lib import ema, files
 from diffbook_lib.runs import checkpoint
 from diffbook_lib.runs.checkpoint import CheckpointError
 
@@ -97,10 +98,13 @@ def test_damaged_later_checkpoints_are_removed(tmp_path):
 
 
 def test_snapshots_are_not_pruned(tmp_path):
-    run, state = tmp_path, {"w": torch.arange(4.0), "updates": torch.tensor(3)}
+    run, net = tmp_path, nn.BatchNorm1d(4)  # with buffers
+    net.running_mean.fill_(1 / 3)
+    averages = {name: ema.EMA(net, ema.profile(name), 1) for name in ("power-0.1", "classic-0.9")}
+    averages["power-0.1"].updates = 3
     for samples in (10, 20, 30, 40):
         save(run / "checkpoints", samples)
-        checkpoint.snapshot(run, samples, {"power-0.1": state, "classic-0.9": state}, "fp16")
+        checkpoint.snapshot(run, samples, averages, "fp16")
     assert len(names(run / "checkpoints")) == 2
     assert names(run / "snapshots") == [
         f"{samples:012d}-{name}.safetensors"
@@ -110,7 +114,8 @@ def test_snapshots_are_not_pruned(tmp_path):
     kept = checkpoint.load(run / "snapshots" / "000000000030-power-0.1.safetensors")
     assert kept.samples == 30
     assert kept.info == {"profile": "power-0.1", "precision": "fp16"}
-    assert kept.tensors["w"].dtype == torch.float16 and kept.tensors["updates"] == 3
+    assert kept.tensors["weight"].dtype == torch.float16 and kept.tensors["updates"] == 3
+    assert torch.equal(kept.tensors["running_mean"], net.running_mean)
 
 
 def test_the_newest_file_by_name(tmp_path):

@@ -62,9 +62,9 @@ def test_averages_take_memory_and_disk(repository):
 
 @pytest.mark.parametrize(("precision", "size"), [("fp16", 2), ("fp32", 4)])
 def test_snapshots_take_disk(repository, precision, size):
-    """One of each average after steps 4 of 6, or 2, 4 and 6."""
+    """One of each average after steps 4 and 6 of 6, or 2, 4 and 6, or 6 alone."""
     changes = {"snapshot_precision": precision, "ema": ["power-0.1", "classic-0.9"]}
-    for every, count in ((4, 1), (2, 3), (7, 0)):
+    for every, count in ((4, 2), (2, 3), (7, 1), (0, 0)):
         spec = presets.resolve("counts", "tiny", {**changes, "snapshot_every": every})
         assert member_cost(spec)["snapshot_bytes"] == size * count * 2 * COUNTS
 

@@ -91,13 +91,15 @@ def test_golden(name):
 FILE = json.loads((OWN / "edm2.json").read_text())
 
 
-def change_first(values, change):
-    """The nested lists and dictionaries `values` with `change` applied to one number."""
-    if isinstance(values, dict):
-        key = next(iter(values))
-        return values | {key: change_first(values[key], change)}
+def change_first(values, change, compared):
+    """The nested lists and dictionaries `values` with `change` applied to the first number that
+    is `compared`."""
+    if isinstance(compared, dict):
+        key = next(iter(compared))
+        return values | {key: change_first(values[key], change, compared[key])}
     if isinstance(values, list):
-        return [change_first(values[0], change), *values[1:]]
+        first = compared[0] if isinstance(compared, list) else compared
+        return [change_first(values[0], change, first), *values[1:]]
     return change(values)
 
 
@@ -105,7 +107,7 @@ def change_first(values, change):
 def test_a_changed_number_is_noticed(name):
     outputs = handler_of(name)(resolved(name, FILE))
     for key, actual in outputs.items():
-        expected = change_first(FILE[name][key], lambda value: 1.01 * value + 0.01)
+        expected = change_first(FILE[name][key], lambda value: 1.01 * value + 0.01, actual)
         with pytest.raises(AssertionError):
             compare(name, key, actual, expected)
 

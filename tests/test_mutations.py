@@ -12,9 +12,12 @@ import test_diffusion
 import test_ema
 import test_embedding
 import test_exact
+import test_guidance
 import test_mlp
 import test_ncsnpp
 import test_nets
+import test_posthoc
+import test_probe
 import test_rng
 import test_samplers
 import test_unet
@@ -24,7 +27,7 @@ from networks import same_numbers_every_time  # noqa: F401
 from swaps import swap
 from worlds import CRITICAL, HEAVY, UNDER
 
-from diffbook_lib import cld, diffusion, ema, exact, nets, rng, samplers
+from diffbook_lib import cld, diffusion, edm2, ema, exact, metrics, nets, rng, samplers
 from diffbook_lib.cld import CLD, Langevin, objective
 from diffbook_lib.diffusion import VPSDE
 from diffbook_lib.nets import mlp, ncsnpp, unet
@@ -656,6 +659,92 @@ MUTATIONS = [
         "kept.copy_(b)",
         "pass",
         test_ema.test_buffers_are_copied,
+    ),
+    Mutation(
+        ema.inner_products,
+        "gamma_b, -gamma_a",
+        "gamma_a, -gamma_b",
+        test_posthoc.test_inner_products_are_integrals,
+        ((10, 0.05), (20, 0.1)),
+    ),
+    Mutation(
+        ema.inner_products,
+        "gamma_a + gamma_b + 1",
+        "gamma_a + gamma_b + 2",
+        test_posthoc.test_inner_products_are_integrals,
+        ((7, 0.1), (7, 0.25)),
+    ),
+    Mutation(
+        ema.coefficients,
+        "x = x / x.sum()",
+        "pass",
+        test_posthoc.test_coefficients_sum_to_one_and_those_of_least_squares_do_not,
+    ),
+    Mutation(
+        ema.reconstruct,
+        "alpha=share",
+        "alpha=1 / len(used)",
+        test_posthoc.test_the_error_against_a_tracked_average_is_that_of_the_table,
+        (16,),
+    ),
+    Mutation(
+        ema.reconstruct,
+        "b.copy_(kept[name])",
+        "pass",
+        test_posthoc.test_weights_that_never_change_stay_and_buffers_are_the_last,
+    ),
+    Mutation(
+        ema.power_response,
+        "t <= at",
+        "t < length",
+        test_posthoc.test_the_sampled_profile_has_the_width_it_is_named_for,
+        (0.1,),
+    ),
+    # guidance and the learning rate of EDM2
+    Mutation(
+        samplers.guided,
+        "worse + weight * (main(x, sigma, label) - worse)",
+        "worse + (weight - 1) * (main(x, sigma, label) - worse)",
+        test_guidance.test_the_guided_score_is_a_product_of_powers,
+        (1.4,),
+    ),
+    Mutation(
+        samplers.unlabelled,
+        "denoiser(x, sigma)",
+        "denoiser(x, sigma, label)",
+        test_guidance.test_the_guide_sees_the_label_unless_it_is_unlabelled,
+    ),
+    Mutation(
+        edm2.InverseSqrt.at,
+        "rate * (seen + self.epoch) / warmup",
+        "rate * seen / warmup",
+        test_guidance.test_by_epochs_the_rate_changes_between_epochs_alone,
+    ),
+    Mutation(
+        edm2.InverseSqrt.at,
+        "math.sqrt(max(seen / reference, 1))",
+        "max(seen / reference, 1)",
+        test_guidance.test_the_rate_rises_stays_and_falls,
+    ),
+    Mutation(
+        edm2.InverseSqrt.__call__,
+        "(step - 1)",
+        "step",
+        test_guidance.test_the_rate_rises_stays_and_falls,
+    ),
+    # linear probes
+    Mutation(
+        metrics.Reader.features,
+        "x + sigma * rng",
+        "x + 0 * rng",
+        test_probe.test_features_are_the_means_of_what_the_block_gives,
+    ),
+    Mutation(
+        metrics.Reader.features,
+        "found[name] for name in self.blocks",
+        "found[name] for name in reversed(self.blocks)",
+        test_probe.test_blocks_of_every_network_can_be_read,
+        ("edm2", 1),
     ),
     # networks: above all a nonlinearity that is not there
     Mutation(

@@ -236,14 +236,20 @@ MUTATIONS = [
     ),
     Mutation(
         training.Trainer._advance,
-        "self.step % self.spec.snapshot_every",
-        "(self.step - 1) % self.spec.snapshot_every",
+        "self.step % every",
+        "(self.step - 1) % every",
+        SNAPSHOTS,
+    ),
+    Mutation(
+        training.Trainer._advance,
+        "finished or ",
+        "",
         SNAPSHOTS,
     ),
     Mutation(
         training.Trainer._snapshot,
-        "self.averages.items()",
-        "list(self.averages.items())[:1]",
+        "self.averages",
+        "dict(list(self.averages.items())[:1])",
         SNAPSHOTS,
     ),
     Mutation(

@@ -6,7 +6,15 @@ import miniature
 import pytest
 import torch
 
-from diffbook_lib.runs import cells, checkpoint, folder, jobs, presets, sampling, training
+from diffbook_lib.runs import (
+    cells,
+    checkpoint,
+    folder,
+    jobs,
+    presets,
+    restoring,
+    sampling,
+)
 from diffbook_lib.runs.checkpoint import CheckpointError
 from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.specs import SpecError
@@ -69,7 +77,7 @@ def test_every_cell_of_the_table_is_drawn_by_number(make):
 def test_the_average_of_the_weights_draws_and_not_the_last_weights(make):
     member = make("ladder")
     trained = cells.execute(member.spec, "build", "sample")
-    net = training.restore(trained["net"], member.folder, member.spec)
+    net = restoring.restore(trained["net"], member.folder, member.spec)
     last = checkpoint.part(checkpoint.newest(member.folder / "checkpoints"), "net")
     x, _ = trained["draw"](range(10), nfe=5)
     torch.testing.assert_close(sampling.sample(member)[0].x, x)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffbook_lib import rng
 from diffbook_lib.data import ArrayDataset
 from diffbook_lib.errors import Refused
-from diffbook_lib.runs import checkpoint, training
+from diffbook_lib.runs import checkpoint, restoring, training
 from diffbook_lib.runs.progress import watch
 from diffbook_lib.runs.task import Task, learning_rate
 from diffbook_lib.specs import RunSpec
@@ -184,7 +184,7 @@ def test_a_finished_run_is_complete(tmp_path):
     assert once == [dataclasses.replace(events[-1], resumed=True)]
     assert torch.equal(weights(again), weights(whole)) and not again.training
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    fresh = training.restore(nn.Sequential(*network()), tmp_path, SPEC)
+    fresh = restoring.restore(nn.Sequential(*network()), tmp_path, SPEC)
     assert torch.equal(weights(fresh), weights(whole)) and not fresh.training
 
 
@@ -326,10 +326,12 @@ def test_several_averages_each_with_its_own_entry_and_snapshots(tmp_path):
     list(trainer)
     names = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
     assert names == [
-        f"{n:012d}-{name}.safetensors" for n in (240, 480) for name in ("classic-0.9", "power-0.1")
+        f"{n:012d}-{name}.safetensors"
+        for n in (240, 480, 640)
+        for name in ("classic-0.9", "power-0.1")
     ]
-    classic = training.restore(network(), tmp_path, spec, "classic-0.9")
-    power = training.restore(network(), tmp_path, spec)
+    classic = restoring.restore(network(), tmp_path, spec, "classic-0.9")
+    power = restoring.restore(network(), tmp_path, spec)
     assert torch.equal(weights(power), weights(net))
     assert not torch.equal(weights(classic), weights(power))
     short = replace(spec, steps=30, schedule="constant", warmup_steps=0)

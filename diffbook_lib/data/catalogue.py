@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffbook_lib.data import audio, builtin, cifar, mnist, own, pictures, text
+from diffbook_lib.data import (
+    audio,
+    builtin,
+    cifar,
+    latents,
+    mnist,
+    own,
+    pictures,
+    text,
+)
 from diffbook_lib.data.archives import (
     DataError,
     PartialDataWarning,
@@ -86,6 +95,13 @@ CATALOGUE = {
     "celeba": Entry(pictures.celeba, "images", _square, classes=2, splits=THREE),
     "celebahq": Entry(pictures.celebahq, "images", _square, splits=("train",)),
     "imagenet": Entry(pictures.imagenet, "images", _square, classes=1000),
+    "imagenet-latents": Entry(
+        latents.imagenet_latents,
+        "images",
+        latents.SHAPE,
+        None,
+        classes=latents.CLASSES,
+    ),
     own.NAME: Entry(own.folder, "images", ()),  # described by own.describe
 }
 

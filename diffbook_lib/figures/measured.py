@@ -1,27 +1,30 @@
 """What a run measured, as tables."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 from diffbook_lib.figures.tables import Cell, Spread, table
+from diffbook_lib.metrics import Measurement
 from diffbook_lib.runs import crossed, records
 
 
 def measured(run: Path) -> None:
-    """The figures of the record in a run's folder: a table for each measure that was taken over
-    the cells of the run's table, and one for all others.
+    """The figures of the record in a run's folder: a table for each measure that was taken at
+    several places, and one for all others.
 
     Raises RecordError where there is no valid record.
     """
     record = records.read_record(run)
-    *rows, columns = record.spec.coordinates or ("",)
-    cross = {"rows": rows, "columns": columns} if rows else {"rows": [columns]}
     single: list[list[Cell]] = []
     for name in dict.fromkeys(found.name for found in record.results):
         found = record.select(name)
-        places = {tuple(m.at.get(c) for c in record.spec.coordinates) for m in found}
-        if len(places) > 1:
+        if ways := _ways(found):
+            *rows, columns = ways
+            cross = (
+                {"rows": rows, "columns": columns} if rows else {"rows": [columns]}
+            )
             parts = crossed(record, name, **cross)._asdict()
             caption = f"{name}, {found[0].samples:,} samples each."
             table(**parts, name=_slug(name), caption=caption)
@@ -32,6 +35,13 @@ def measured(run: Path) -> None:
     if single:
         heads = ["figure", "samples", "ours", "real examples"]
         table(heads, single, name="figures", caption="Measured once a model.")
+
+
+def _ways(found: Sequence[Measurement]) -> list[str]:
+    """The coordinates, beside the seed, of which these figures have several values."""
+    names = dict.fromkeys(name for figure in found for name in figure.at)
+    values = {name: {figure.at.get(name) for figure in found} for name in names}
+    return [n for n in names if n != "seed" and len(values[n]) > 1]
 
 
 def _slug(name: str) -> str:

@@ -17,11 +17,18 @@ from diffbook_lib.metrics.clouds import (
     nearest_distance,
     sliced_wasserstein,
 )
+from diffbook_lib.metrics.denoising import denoising_error
 from diffbook_lib.metrics.frechet import frechet_distance
 from diffbook_lib.metrics.inception_v3 import InceptionMissing, inception
 from diffbook_lib.metrics.judge import Judge, grading_flops
 from diffbook_lib.metrics.likelihood import bits, bits_per_dim
 from diffbook_lib.metrics.measurement import Measurement
+from diffbook_lib.metrics.probe import (
+    Reader,
+    decoder_blocks,
+    linear_probe,
+    published_probe,
+)
 from diffbook_lib.nets.classifier import Classifier
 
 __all__ = [
@@ -30,18 +37,23 @@ __all__ = [
     "InceptionMissing",
     "Judge",
     "Measurement",
+    "Reader",
     "Recipe",
     "bits",
     "bits_per_dim",
     "cached_classifier",
     "class_histogram",
     "classifier",
+    "decoder_blocks",
+    "denoising_error",
     "frechet_distance",
     "grading_flops",
     "in_mode",
     "inception",
+    "linear_probe",
     "mode_weight_error",
     "nearest_distance",
+    "published_probe",
     "sliced_wasserstein",
     "sure_share",
     "train_classifier",

@@ -68,8 +68,8 @@ class Judge:
         recipe in RECIPES: the Fréchet distance on its classifier's features to all published
         images, and the share of which the classifier is sure, held against the held-out
         ones. Other colour images: the Fréchet distance on Inception features to `dataset`; one's
-        own images, where there is no Inception or they are grey, the sliced Wasserstein distance
-        of pixels, with a warning.
+        own images, where there is no Inception or they are grey, and latents the sliced
+        Wasserstein distance of their values, with a warning.
 
         held_out: unseen images, in place of the published test split.
         allow_partial: as in `data.load`.
@@ -98,7 +98,7 @@ class Judge:
             check_colour(shape)
             features = inception(device)
         except Refused as error:
-            if dataset.name != data.OWN:
+            if dataset.name != data.OWN and dataset.levels is not None:
                 raise
             warnings.warn(f"judged by pixels alone: {error}", stacklevel=2)
             return cls(_of_pixels(dataset, seed), _nearest(dataset, held_out, seed))
@@ -160,7 +160,7 @@ def grading_flops(name: str, shape: tuple[int, ...], count: int) -> float:
     if len(shape) != 3:
         return 0.0
     if name not in RECIPES:
-        return FLOPS * count
+        return FLOPS * count if shape[0] == 3 else 0.0
     from torch.utils.flop_counter import FlopCounterMode
 
     net = Classifier(shape, tuple("0123456789")).to("meta")

@@ -16,13 +16,18 @@ HOMES = {
     "crossed": "tables",
     "finish": "grading",
     "grade": "grading",
+    "device": "workers",
     "judge_of": "grading",
+    "judged": "grading",
     "measure": "grading",
     "members": "sweeps",
     "open_run": "folder",
+    "restore": "restoring",
     "sample": "sampling",
+    "snapshots": "checkpoint",
     "train": "training",
     "train_members": "sweeps",
+    "trained": "restoring",
 }
 __all__ = list(HOMES)
 

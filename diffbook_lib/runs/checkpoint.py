@@ -9,13 +9,14 @@ is ever unpickled.
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from diffbook_lib import files
+from diffbook_lib import ema, files
 from diffbook_lib.errors import Failed, Refused
 
 if TYPE_CHECKING:
@@ -161,17 +162,32 @@ def part(found: Checkpoint, owner: str) -> dict[str, Tensor]:
 def snapshot(
     run: Path,
     samples: int,
-    averages: Mapping[str, Mapping[str, Tensor]],
+    averages: Mapping[str, ema.EMA],
     precision: str,
 ) -> None:
-    """Keep averages by profile in `snapshots/`, one file a profile, which no pruning touches."""
+    """Keep averages by profile in `snapshots/`, one file a profile, which no pruning touches:
+    the weights in this precision, buffers as they are."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
-    for profile, state in averages.items():
-        tensors = {
-            n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()
-        }
+    for profile, average in averages.items():
+        weights = {n: p.to(dtype) for n, p in average.parameters.items()}
+        tensors = {**average.state_dict(), **weights}
         path = run / "snapshots" / f"{samples:012d}-{profile}.safetensors"
         write(path, tensors, {"profile": profile, "precision": precision})
+
+
+def snapshots(run: Path) -> list[ema.Snapshot]:
+    """The snapshots of a run's power averages, oldest first; times in images seen."""
+    found = []
+    for path in sorted((run / "snapshots").glob("[0-9]*-power-*.safetensors")):
+        samples, name = path.stem.split("-", maxsplit=1)
+        sigma_rel = float(name.removeprefix("power-"))
+        read = partial(_tensors, path)
+        found.append(ema.Snapshot(int(samples), sigma_rel, read))
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return load(path).tensors
 
 
 def load(path: Path) -> Checkpoint:

@@ -50,6 +50,7 @@ class Estimate:
     activation_bytes: int  # kept for the backward pass, float32
     checkpoint_bytes: int  # one file: weights, two moments, averages
     snapshot_bytes: int  # all snapshots of the averages, of all members
+    snapshot_precision: str
     gpu: str
     precision: str
     peak_tflops: float
@@ -72,7 +73,7 @@ class Estimate:
             "memory": f"{_size(self.state_bytes, 'B')} weights, gradients, moments and averages + "
             f"{_size(self.activation_bytes, 'B')} activations (float32)",
             "disk": f"{_size(self.checkpoint_bytes, 'B')} a checkpoint, two are kept for each "
-            f"member; {_size(self.snapshot_bytes, 'B')} snapshots",
+            f"member; {_size(self.snapshot_bytes, 'B')} snapshots in {self.snapshot_precision}",
             "time": f"{self.gpu_hours:.3g} hours of one {self.gpu} in {self.precision} at "
             f"{self.utilisation:.0%} of {self.peak_tflops:g} TFLOP/s; small networks reach less",
         }
@@ -116,6 +117,7 @@ def estimate(
         members=len(costs),
         **most,
         **whole,
+        snapshot_precision=spec.snapshot_precision,
         gpu=gpu,
         precision=spec.precision,
         peak_tflops=peak,
@@ -147,7 +149,7 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
     every = sum(t.numel() for t in (*net.parameters(), *net.buffers()))
     forward, samples = forward_flops(net, example), spec.steps * spec.batch
     averages, images = len(spec.ema) * every, len(spec.cells()) * spec.samples
-    kept = spec.steps // spec.snapshot_every if spec.snapshot_every else 0
+    kept = -(-spec.steps // spec.snapshot_every) if spec.snapshot_every else 0
     return {
         "parameters": trainable,
         "forward_flops": forward,

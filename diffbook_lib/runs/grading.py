@@ -57,12 +57,27 @@ def grade(
 
 
 def measure(
-    members: Iterable[Member], figure: Callable[[Member], Measurement]
+    members: Iterable[Member],
+    figure: Callable[[Member], Measurement | Iterable[Measurement]],
 ) -> Graded:
-    """What `figure` measures of each member itself, with its coordinates."""
+    """What `figure` measures of each member itself, with the member's coordinates before
+    the figure's own."""
     started = perf_counter()
-    found = [replace(figure(member), at=member.at) for member in members]
+    found = []
+    for member in members:
+        figures = figure(member)
+        several = [figures] if isinstance(figures, Measurement) else figures
+        found += [replace(one, at={**member.at, **one.at}) for one in several]
     return Graded(found, perf_counter() - started)
+
+
+def judged(samples: Sequence[Samples], judge: Judge, spec: RunSpec) -> Graded:
+    """Every figure of every way of sampling, and how near the run's own way comes to copies
+    of training images."""
+    own = [drawn for drawn in samples if spec.cells()[0].items() <= drawn.at.items()]
+    parts = grade(samples, judge.grade), grade(own, judge.copies)
+    results = [found for part in parts for found in part.results]
+    return Graded(results, sum(part.seconds for part in parts))
 
 
 def finish(

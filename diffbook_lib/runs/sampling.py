@@ -15,8 +15,8 @@ from diffbook_lib import files
 from diffbook_lib.bars import progress_bar
 from diffbook_lib.runs import cells, checkpoint, folder
 from diffbook_lib.runs.launch import torchrun
+from diffbook_lib.runs.restoring import restore
 from diffbook_lib.runs.sweeps import Member, label
-from diffbook_lib.runs.training import restore
 from diffbook_lib.runs.workers import Workers
 
 
@@ -39,7 +39,8 @@ def sample(member: Member, processes: int = 1) -> list[Samples]:
     """The samples of a trained member for every cell of its table, drawn or found.
 
     `draw(numbers, **at)`, defined by the cells tagged "sample", gives the images with these
-    numbers, (len(numbers), *shape), and the network calls that one of them took. Several
+    numbers, (len(numbers), *shape), and the network calls that one of them took. A coordinate
+    "average" is not handed on: it names the average of the weights that draws. Several
     processes execute the cells of the run notebook's file.
     """
     folder.lock(member.folder)
@@ -68,17 +69,21 @@ def draw_missing(member: Member) -> None:
     if not missing:
         return
     (draw,) = cells.defined(member.names, "draw")
-    restore(member.task.net.to(workers.device), member.folder, spec)
+    net, loaded = member.task.net.to(workers.device), None
     silent = {} if workers.is_first else {"disable": True}
     for at, first in progress_bar()(
         missing, "sampling", unit="batch", mininterval=1, **silent
     ):
         numbers = list(range(first, min(first + spec.sample_batch, spec.samples)))
+        if loaded != (loaded := at.get("average", "")):
+            restore(net, member.folder, spec, loaded)
+        way = {name: value for name, value in at.items() if name != "average"}
         started = perf_counter()
         with torch.no_grad():
-            x, nfe = draw(numbers, **at)
+            x, nfe = draw(numbers, **way)
         info = {"nfe": nfe, "seconds": perf_counter() - started, "weights": weights}
         checkpoint.write(_file(member, at, first), {"x": x}, info)
+    restore(net, member.folder, spec)
 
 
 def _collect(member: Member, at: dict[str, Any]) -> Samples:

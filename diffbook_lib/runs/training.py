@@ -147,7 +147,8 @@ class Trainer:
             hook(self.step, measures)
         for average in self.averages.values():
             average.update(self.net)
-        if self.spec.snapshot_every and self.step % self.spec.snapshot_every == 0:
+        every, finished = self.spec.snapshot_every, self.step == self.spec.steps
+        if every and (finished or self.step % every == 0):
             self._snapshot()
         return torch.cat([found[:1], norm[None], found[1:]])
 
@@ -264,11 +265,9 @@ class Trainer:
     def _snapshot(self) -> None:
         """Keep the averages of this step, beyond the pruning of checkpoints."""
         if self.run and self.workers.is_first:
-            kept = {
-                name: average.state_dict() for name, average in self.averages.items()
-            }
             samples = self.step * self.spec.batch
-            checkpoint.snapshot(self.run, samples, kept, self.spec.snapshot_precision)
+            precision = self.spec.snapshot_precision
+            checkpoint.snapshot(self.run, samples, self.averages, precision)
 
     def _finish(self) -> None:
         next(iter(self.averages.values())).copy_to(self.net)
@@ -280,20 +279,3 @@ def _gradient(p: nn.Parameter) -> Tensor:
     if p.grad is None:
         p.grad = torch.zeros_like(p)
     return p.grad
-
-
-def restore(
-    net: nn.Module, run: Path, spec: RunSpec, profile: str | None = None
-) -> nn.Module:
-    """`net` with the weights that the average `profile` (by default the first) has in the newest
-    checkpoint of a run, in its precision, for evaluation. Raises CheckpointError without one."""
-    found = checkpoint.newest(run / "checkpoints")
-    name = ema.profile(profile or spec.ema[0]).name
-    if found is None or not (state := checkpoint.part(found, f"ema/{name}")):
-        raise checkpoint.CheckpointError(
-            f"{run} holds no checkpoint with the average {name}; train the run first"
-        )
-    average = ema.EMA(net, ema.profile(name), spec.batch)
-    average.load_state_dict(state)
-    average.copy_to(net)
-    return set_precision(net, spec.precision).eval()

@@ -7,6 +7,7 @@ them.
 
 walks: what all share. sigmas: down noise levels, for any denoiser. flows: adaptive
 solvers and likelihoods. vpsde: the variance-preserving SDE in its own time.
+guidance: denoisers made of others.
 """
 
 from diffbook_lib.samplers import vpsde
@@ -16,6 +17,7 @@ from diffbook_lib.samplers.flows import (
     probability_flow,
     rademacher,
 )
+from diffbook_lib.samplers.guidance import clipped, guided, unlabelled
 from diffbook_lib.samplers.sigmas import (
     ancestral,
     ddim,
@@ -33,10 +35,12 @@ __all__ = [
     "Noise",
     "Sample",
     "ancestral",
+    "clipped",
     "ddim",
     "divergence",
     "euler_maruyama",
     "filled",
+    "guided",
     "heun",
     "heun_churn",
     "heun_step",
@@ -47,5 +51,6 @@ __all__ = [
     "rademacher",
     "run",
     "steps",
+    "unlabelled",
     "vpsde",
 ]

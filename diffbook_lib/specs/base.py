@@ -30,6 +30,7 @@ Count = Annotated[int, Field(ge=1)]
 # YAML and JSON know lists; the frozen spec holds tuples
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Profile = Annotated[str, AfterValidator(_profile)]
+Choice = Annotated[str, AfterValidator(lambda text: text and _profile(text))]
 Values = Annotated[
     tuple[int | float | str | bool | None, ...], Field(strict=False, min_length=1)
 ]

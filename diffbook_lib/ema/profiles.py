@@ -134,9 +134,17 @@ def power_width(gamma: float) -> float:
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
+def power_response(sigma_rel: float, at: int, length: int) -> Tensor:
+    """The profile t^gamma sampled at t = 0, 1, ..., length - 1, zero after `at`, with sum
+    1: float64 (length,)."""
+    t = torch.arange(length, dtype=torch.float64)
+    response = torch.where(t <= at, (t / at) ** power_exponent(sigma_rel), 0.0)
+    return response / response.sum()
+
+
 class EMA:
-    """The average of a network's weights, float32; its buffers are copied, not
-    averaged.
+    """The average of a network's weights, in float32 or, for float64 weights, float64;
+    its buffers are copied, not averaged.
 
     `batch`: the images of a step, over all processes.
     """
@@ -145,7 +153,7 @@ class EMA:
         self.profile, self.batch = profile, batch
         self.updates = 0
         self.parameters = {
-            name: p.detach().to(torch.float32, copy=True)
+            name: p.detach().to(precise(p), copy=True)
             for name, p in net.named_parameters()
         }
         self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
@@ -154,7 +162,7 @@ class EMA:
     def update(self, net: nn.Module) -> None:
         """Take in the network's weights after one more step."""
         self.updates += 1
-        weights = [p.to(torch.float32) for p in net.parameters()]
+        weights = [p.to(precise(p)) for p in net.parameters()]
         averages = list(self.parameters.values())
         beta = self.profile.beta(self.updates, self.batch)
         torch._foreach_lerp_(averages, weights, 1 - beta)
@@ -188,3 +196,8 @@ class EMA:
         self.updates = int(state["updates"])
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def precise(p: Tensor) -> torch.dtype:
+    """The type in which an average of p is kept."""
+    return torch.promote_types(p.dtype, torch.float32)
