@@ -1,9 +1,9 @@
 """Numbers and verdicts in the prose of a page: inserted from what ran, never typed."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from diffbook_lib.checks import CheckFailed
+from diffbook_lib.figures import spread_of
 
 WORDS = {
     0.01: "a hundredth",
@@ -87,7 +87,5 @@ def spread(values: Sequence[float], fmt: str = ".3g") -> str:
 
     Raises ValueError for fewer than two values.
     """
-    if len(values) < 2:
-        raise ValueError(f"a spread needs two values or more, got {list(values)}")
-    mean, std = statistics.fmean(values), statistics.stdev(values)
+    mean, std = spread_of(values)
     return f"{mean:{fmt}} ± {std:{fmt}}"

@@ -2,17 +2,20 @@
 
 import ast
 import dis
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 
 import nbformat
-import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
-EQUATIONS = ROOT / "book" / "equations"
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import diffbook_ledger  # noqa: E402
+
 CHECKS = {"check", "check_less", "check_within"}
 CHANGING = {"append", "extend", "update"}  # methods that change what a name holds
 
@@ -28,9 +31,8 @@ def tags(cell: nbformat.NotebookNode) -> list[str]:
 
 
 def equations(page: str) -> dict[str, dict]:
-    """The entries of a page's list of equations."""
-    path = EQUATIONS / f"{page}.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    """The entries of a page's list of equations, as the ledger reads them."""
+    return diffbook_ledger.entries(ROOT / "book" / "equations", page)
 
 
 class Statement:

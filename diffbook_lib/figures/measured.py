@@ -3,9 +3,8 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-from diffbook_lib.figures.tables import Cell, Spread, table
+from diffbook_lib.figures.tables import Cell, spread_of, table
 from diffbook_lib.metrics import Measurement
 from diffbook_lib.runs import crossed, records
 
@@ -30,7 +29,7 @@ def measured(run: Path) -> None:
             table(**parts, name=_slug(name), caption=caption)
             continue
         values = [m.value for m in found]
-        shown = Spread(fmean(values), stdev(values)) if len(values) > 1 else values[0]
+        shown = spread_of(values) if len(values) > 1 else values[0]
         single.append([name, found[0].samples, shown, found[0].floor])
     if single:
         heads = ["figure", "samples", "ours", "real examples"]
