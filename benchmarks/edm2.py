@@ -2,7 +2,8 @@
 
 Both are timed in turn in one run, so that a busy machine slows both alike, in processor time, so
 that waiting for the processor does not count; a ratio is the median over the rounds. A missed
-target ends the script with status 1. On a GPU also the compiled network in bf16 and the share of
+target ends the script with status 1. Then what averages cost: a post-hoc solve and the memory of
+two. On a GPU also the compiled network in bf16 and the share of
 the processor's speed that it reaches.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffbook_lib import ema
 from diffbook_lib.nets.edm2 import EDM2UNet, Parts, Projected, parts_of, project
 
 TARGET = 1.25  # times as fast as the straightforward implementation
@@ -144,6 +146,32 @@ def ladder(repeats: int) -> None:
         print(f"  {name:26}{median(seconds):8.3f} s")
 
 
+def averages(repeats: int, count: int = 256) -> None:
+    """A post-hoc solve with this many snapshots of two widths, and the memory that tracking two
+    widths takes beside the weights."""
+    ends = torch.linspace(1 / count, 1, count, dtype=torch.float64).repeat(2)
+    widths = torch.tensor([0.05, 0.1], dtype=torch.float64).repeat_interleave(count)
+    print(f"a post-hoc solve, {count} snapshots of each of two widths")
+    for name, solve in {
+        "coefficients alone": ema.least_squares,
+        "with condition and error": ema.coefficients,
+    }.items():
+        spent = []
+        for _ in range(repeats):
+            start = process_time()
+            solve(ends, widths, 1.0, 0.15)
+            spent.append(process_time() - start)
+        print(f"  {name:26}{1000 * median(spent):8.0f} ms")
+    net = network(OFFICIAL)
+    tracked = [ema.EMA(net, ema.Power(sigma_rel), 16) for sigma_rel in (0.05, 0.1)]
+    of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
+    weights = of(net.parameters())
+    copies = sum(of(average.state_dict().values()) for average in tracked)
+    print(
+        f"  two tracked widths: {copies / 2**20:.1f} MiB, {copies / weights:.2f} times the weights"
+    )
+
+
 def seconds_on_gpu(work: Callable[[], None], repeats: int) -> float:
     """Of one call, after a few to warm up."""
     for _ in range(3):
@@ -186,6 +214,7 @@ def main() -> None:
     torch.set_num_threads(1)
     met = compare(repeats)
     ladder(repeats)
+    averages(repeats)
     if torch.cuda.is_available():
         on_gpu(repeats)
     raise SystemExit(not met)

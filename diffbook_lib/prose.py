@@ -89,3 +89,23 @@ def spread(values: Sequence[float], fmt: str = ".3g") -> str:
     """
     mean, std = spread_of(values)
     return f"{mean:{fmt}} ± {std:{fmt}}"
+
+
+def told(first: str, second: str, outcomes: Mapping[str, str]) -> str:
+    """What several measures say of two sides, in words.
+
+    outcomes: the outcome by measure, as runs.apart names it. Such as "C is better by the
+    distance, the share of sure digits does not tell them apart".
+    """
+    by: dict[str, list[str]] = {"first": [], "second": [], "open": []}
+    for measure, outcome in outcomes.items():
+        by[outcome].append(f"the {measure}")
+    parts = [
+        f"{side} is better by {' and '.join(by[won])}"
+        for won, side in (("first", first), ("second", second))
+        if by[won]
+    ]
+    if by["open"]:
+        verb = "does" if len(by["open"]) == 1 else "do"
+        parts.append(f"{' and '.join(by['open'])} {verb} not tell them apart")
+    return ", ".join(parts)

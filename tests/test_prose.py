@@ -4,7 +4,7 @@ import pytest
 from IPython.testing.globalipapp import start_ipython
 
 from diffbook_lib.checks import CheckFailed
-from diffbook_lib.prose import choose, glue, spread, words
+from diffbook_lib.prose import choose, glue, spread, told, words
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,22 @@ def test_a_glued_text_is_kept_under_its_name(monkeypatch):
     ((data,), settings) = kept[0]
     assert data == {"application/papermill.record/text/plain": "'12 s'"}
     assert settings["metadata"]["scrapbook"]["name"] == "seconds"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "sentence"),
+    [
+        ({"error": "first", "bits": "first"}, "C is better by the error and the bits"),
+        (
+            {"error": "second", "loss": "open"},
+            "E is better by the error, the loss does not tell them apart",
+        ),
+        ({"error": "open", "bits": "open"}, "the error and the bits do not tell them apart"),
+        (
+            {"error": "first", "bits": "second"},
+            "C is better by the error, E is better by the bits",
+        ),
+    ],
+)
+def test_outcomes_are_told(outcomes, sentence):
+    assert told("C", "E", outcomes) == sentence

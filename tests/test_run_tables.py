@@ -84,3 +84,10 @@ def test_a_run_shows_a_table_a_measure_and_one_for_what_was_measured_once(
     crossed, single = shown
     assert "Distance, 2,000 samples each." in crossed and "25.0 ± 7.1" in crossed
     assert "Share" in single and "Distance" not in single
+
+
+def test_figures_of_the_seeds_and_the_places(record):
+    assert runs.values(record, "Distance", sampler="em", nfe=20) == [20, 30]
+    assert runs.places(record, "Distance", "nfe") == [100, 20]
+    with pytest.raises(RecordError, match="holds no"):
+        runs.values(record, "Distance", sampler="ddim")

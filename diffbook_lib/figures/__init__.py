@@ -7,7 +7,7 @@ black, and shown as HTML with its alternative text, so JupyterLab and the built 
 from diffbook_lib.figures.frames import moving
 from diffbook_lib.figures.measured import measured
 from diffbook_lib.figures.picture import COLOURS, INK, STYLE, in_page, style
-from diffbook_lib.figures.plots import image_grid, scatter, trajectories
+from diffbook_lib.figures.plots import band, image_grid, scatter, trajectories
 from diffbook_lib.figures.samples import samples
 from diffbook_lib.figures.source import show_source
 from diffbook_lib.figures.stills import gallery, save, show
@@ -17,6 +17,7 @@ __all__ = [
     "COLOURS",
     "INK",
     "STYLE",
+    "band",
     "gallery",
     "image_grid",
     "in_page",

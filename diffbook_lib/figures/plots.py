@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diffbook_lib.errors import Refused
@@ -133,3 +135,21 @@ def _figure_of(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
+
+
+def band(
+    ax: Axes,
+    x: Sequence[float],
+    values: ArrayLike,
+    color: str,
+    label: str | None = None,
+    style: str = "-",
+) -> None:
+    """The mean over seeds as a line, and one standard deviation (n - 1) about it as a band.
+
+    x: (places,); values: (places, seeds).
+    """
+    found = np.asarray(values)
+    mean, std = found.mean(axis=1), found.std(axis=1, ddof=1)
+    ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.25, lw=0)
+    ax.plot(x, mean, style, color=color, label=label, markersize=4)

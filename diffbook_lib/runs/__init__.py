@@ -12,6 +12,7 @@ HOMES = {
     "Member": "sweeps",
     "Samples": "sampling",
     "Task": "task",
+    "apart": "comparing",
     "collect": "presets",
     "crossed": "tables",
     "finish": "grading",
@@ -22,12 +23,14 @@ HOMES = {
     "measure": "grading",
     "members": "sweeps",
     "open_run": "folder",
+    "places": "comparing",
     "restore": "restoring",
     "sample": "sampling",
     "snapshots": "checkpoint",
     "train": "training",
     "train_members": "sweeps",
     "trained": "restoring",
+    "values": "comparing",
 }
 __all__ = list(HOMES)
 
