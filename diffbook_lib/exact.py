@@ -122,6 +122,14 @@ class GaussianMixture(World):
         )
         return cls.isotropic(turned * a / 2, std)
 
+    @classmethod
+    def corners(
+        cls, std: float = 0.2, weights: Tensor | None = None
+    ) -> "GaussianMixture":
+        """Four modes at (±1, ±1), the last at (1, 1)."""
+        ends = torch.tensor([-1.0, 1.0])
+        return cls.isotropic(torch.cartesian_prod(ends, ends), std, weights)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n points (n, d)."""
         mode = torch.multinomial(
