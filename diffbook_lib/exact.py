@@ -158,6 +158,19 @@ class GaussianMixture(World):
         )
         return torch.einsum("nk,nki->ni", share, self.means + shrunk)
 
+    def __call__(
+        self, x: Tensor, sigma: Level, label: Tensor | None = None
+    ) -> Tensor:
+        """The posterior mean; with a label int64 (n,), where the clean point is known to
+        come from the mode of that number."""
+        if label is None:
+            return super().__call__(x, sigma)
+        along, variance = self._coordinates(x, sigma)
+        shrunk = along * self._variances / variance  # (n, K, d)
+        row = torch.arange(len(x), device=x.device)
+        own = torch.einsum("nij,nj->ni", self._axes[label], shrunk[row, label])
+        return (self.means[label] + own).to(x.dtype)
+
     def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         std = (self._variances[:, 0] + _column(sigma, x) ** 2).sqrt()
         return (_normal_cdf(side * (x - self.means[:, 0]) / std) * self.weights).sum(

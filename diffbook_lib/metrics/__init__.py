@@ -29,6 +29,7 @@ from diffbook_lib.metrics.probe import (
     linear_probe,
     published_probe,
 )
+from diffbook_lib.metrics.shares import class_shares
 from diffbook_lib.nets.classifier import Classifier
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "bits_per_dim",
     "cached_classifier",
     "class_histogram",
+    "class_shares",
     "classifier",
     "decoder_blocks",
     "denoising_error",
