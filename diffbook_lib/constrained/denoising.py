@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from diffbook_lib import rng
 from diffbook_lib.diffusion import Denoiser, Draw, Levels, Net, expand
-from torch import Tensor
 
 
 @dataclass(frozen=True)

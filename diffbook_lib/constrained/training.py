@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor, nn
+
 from diffbook_lib import rng
 from diffbook_lib.constrained.ascent import Ascent, Multipliers, running_mean
-from torch import Tensor, nn
 
 Measures = dict[str, Tensor]
 Reference = Callable[..., Tensor]  # error of (draw, label) (batch,)
@@ -40,7 +41,7 @@ class Groups(Protocol):
 class Timetable:
     """When the multipliers move, in a training of `steps` steps, counted from 1.
 
-    every: primal steps for each dual step. warmup: steps before the first, while the
+    primal_steps: for each dual step. dual_warmup: steps before the first, while the
     untrained network violates everything. finish: steps at the end with the multipliers
     frozen at their average over the last quarter of the ascent. memory: what a running
     mean of the violations keeps at each step; 0: the dual step sees the last batch alone.
@@ -50,8 +51,8 @@ class Timetable:
     """
 
     steps: int
-    every: int = 1
-    warmup: int = 0
+    primal_steps: int = 1
+    dual_warmup: int = 0
     finish: int = 0
     memory: float = 0.0
     moments: int = 100
@@ -61,21 +62,21 @@ class Timetable:
             raise ValueError(
                 f"memory is {self.memory}; it must be at least 0 and below 1"
             )
-        if self.every < 1 or self.averaged_from >= self.last:
+        if self.primal_steps < 1 or self.averaged_from >= self.last:
             raise ValueError(
-                f"of {self.steps} steps with a warm-up of {self.warmup} and a finish of "
-                f"{self.finish}, none is left for an ascent at every {self.every}th step"
+                f"of {self.steps} steps with a warm-up of {self.dual_warmup} and a finish of "
+                f"{self.finish}, none is left for an ascent at every {self.primal_steps}th step"
             )
 
     @property
     def last(self) -> int:
         """The last dual step."""
-        return (self.steps - self.finish) // self.every * self.every
+        return (self.steps - self.finish) // self.primal_steps * self.primal_steps
 
     @property
     def averaged_from(self) -> int:
         """The step after which multipliers are averaged."""
-        return self.last - max(self.every, (self.last - self.warmup) // 4)
+        return self.last - max(self.primal_steps, (self.last - self.dual_warmup) // 4)
 
     @property
     def period(self) -> int:
@@ -84,7 +85,7 @@ class Timetable:
 
     def is_dual(self, step: int) -> bool:
         """Whether the multipliers move after this step."""
-        return self.warmup < step <= self.last and step % self.every == 0
+        return self.dual_warmup < step <= self.last and step % self.primal_steps == 0
 
 
 class Outcome(NamedTuple):
@@ -155,7 +156,7 @@ class Dual(nn.Module):
             [measures[f"{VIOLATION}/{name}"].double() for name in self.names]
         )
         self.signal.lerp_(found, 1.0 if step == 1 else 1 - times.memory)
-        if step <= times.warmup or step == 1:
+        if step <= times.dual_warmup or step == 1:
             self.before.copy_(self.signal)
         if times.is_dual(step):
             self._ascend(step)
@@ -198,6 +199,17 @@ class Dual(nn.Module):
         return Outcome(multipliers, violations, margin, capped and margin > 0)
 
 
+class Fixed(nn.Module):
+    """Multipliers that stay what they are: penalty weights."""
+
+    used: Tensor
+
+    def __init__(self, names: Sequence[str], value: float) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.register_buffer("used", torch.full((len(self.names),), value))
+
+
 @dataclass(frozen=True, eq=False)
 class Lagrangian:
     """The loss l_0 + sum_i lambda_i l_i of a batch of groups, in one forward pass.
@@ -206,11 +218,11 @@ class Lagrangian:
     losses averaged over group i. reference: error(draw, label) of what the network is held
     against, r_i, on the network's own draws (then unit turns the gap into nats, see
     `denoising.nats`, and the noise in both cancels); None: r_i = 0, thresholds on the raw
-    loss. labelled: whether the network sees labels.
+    loss.
     """
 
     problem: Problem
-    dual: Dual
+    dual: Dual | Fixed
     thresholds: Sequence[float]
     reference: Reference | None = None
     unit: float = 1.0
@@ -231,22 +243,52 @@ class Lagrangian:
         error = self.problem.error(net, draw)
         weights = torch.cat([self.dual.used.new_ones(1), self.dual.used])
         loss = weights @ batch.by_group(error)
-        excess = self._excess(error.detach(), draw, batch)
-        gaps = self.unit * batch.by_group(excess)[1:]
+        rows = batch.group.nonzero().flatten()
+        gaps = error.new_zeros(len(error)).index_copy(
+            0,
+            rows,
+            self._gap(error[rows], _rows(draw, rows), _rows(batch.label, rows)),
+        )
         measures: Measures = {}
         for i, name in enumerate(self.dual.names):
-            measures[f"{VIOLATION}/{name}"] = gaps[i] - self.thresholds[i]
+            measures[f"{VIOLATION}/{name}"] = (
+                batch.by_group(gaps)[i + 1] - self.thresholds[i]
+            )
             measures[f"{MULTIPLIER}/{name}"] = self.dual.used[i].expand(len(error))
         return loss, measures
 
     @torch.no_grad()
-    def _excess(self, error: Tensor, draw: Any, batch: Groups) -> Tensor:
-        """The error of each example less that of the reference, where it has one."""
-        if self.reference is None:
-            return error
-        rows = batch.group.nonzero().flatten()
-        if not len(rows):
-            return error
-        label = None if batch.label is None else batch.label[rows]
-        theirs = self.reference(type(draw)(*(part[rows] for part in draw)), label)
-        return error.index_add(0, rows, theirs.to(error.dtype), alpha=-1)
+    def violation(
+        self, net: Any, x: Tensor, label: Tensor | None, i: int, source: rng.Source
+    ) -> Tensor:
+        """What each of examples x (batch, ...) of constraint i contributes to the mean
+        that is its violation, (batch,)."""
+        draw = self.problem.draw(x, source)
+        error = self.problem.error(net, draw)
+        return self._gap(error, draw, label) - self.thresholds[i]
+
+    @torch.no_grad()
+    def _gap(self, error: Tensor, draw: Any, label: Tensor | None) -> Tensor:
+        """unit (l - r) of each example."""
+        if self.reference is None or not len(error):
+            return self.unit * error
+        return self.unit * (error - self.reference(draw, label).to(error.dtype))
+
+
+def unconstrained(
+    problem: Problem,
+    net: Any,
+    batch: Groups,
+    source: rng.Source,
+    labelled: bool = False,
+) -> Tensor:
+    """The objective alone, one number an example (batch,); labelled: tell the network."""
+    draw = problem.draw(batch.x, source)
+    return problem.error(net, draw, batch.label if labelled else None)
+
+
+def _rows(parts: Any, rows: Tensor) -> Any:
+    """Those rows of a tensor, of each in a named tuple, or of None."""
+    if parts is None or isinstance(parts, Tensor):
+        return parts if parts is None else parts[rows]
+    return type(parts)(*(part[rows] for part in parts))

@@ -57,7 +57,7 @@ class Spec(Pictures, PointNet, UNet):
         0.0, ge=0, description="penalty: the fixed multiplier of every constraint"
     )
     primal_steps: int = Field(2, ge=1, description="optimiser steps for a dual step")
-    dual_lr: float = Field(0.05, gt=0, description="step size of the multipliers")
+    eta: float = Field(0.05, gt=0, description="step size of the multipliers")
     dual_follows_lr: bool = Field(
         False, description="the dual step rises and falls with the learning rate"
     )
@@ -65,14 +65,14 @@ class Spec(Pictures, PointNet, UNet):
     dual_warmup: int = Field(
         0, ge=0, description="optimiser steps before the first dual step"
     )
-    dual_memory: float = Field(
+    memory: float = Field(
         0.0, ge=0, lt=1, description="what a running mean of violations keeps a step"
     )
-    dual_gain: float = Field(
+    gain: float = Field(
         0.0, ge=0, description="PI controller: weight of the change of a violation"
     )
     cap: float = Field(100.0, gt=0, description="largest multiplier")
-    relaxation: float = Field(
+    alpha: float = Field(
         0.0, ge=0, description="alpha of the resilient rule; larger is softer"
     )
     finish: int = Field(
@@ -155,11 +155,11 @@ class Spec(Pictures, PointNet, UNet):
                 "the run folder of a conditional network, or weighting = 'simple'"
             )
         margin = self.feasibility_margin
-        if self.training == "dual" and not self.relaxation and margin >= 0:
+        if self.training == "dual" and not self.alpha and margin >= 0:
             raise ValueError(
                 f"thresholds are {self.thresholds} nats for {len(self.constraints)} constraints, "
                 f"which no model satisfies: the feasibility margin is {margin:.3g}, and it must "
-                "be below 0, that is sum exp(-b) below 1. Raise thresholds, or set relaxation"
+                "be below 0, that is sum exp(-b) below 1. Raise thresholds, or set alpha"
             )
         return self
 
@@ -167,7 +167,9 @@ class Spec(Pictures, PointNet, UNet):
     def constraints(self) -> tuple[str, ...]:
         """Their names: those of the classes' numbers, or of what was known before."""
         return (
-            ("known",) if self.pretrained else tuple(f"class {c}" for c in self.minority)
+            ("known",)
+            if self.pretrained
+            else tuple(f"class {c}" for c in self.minority)
         )
 
     @property
