@@ -6,6 +6,7 @@ Any other file of the same schema can stand in its place: DIFFBOOK_GOLDEN names 
 import copy
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def gauss_mixture_1d_kl(i, wanted):
 def score_gap_identity(i, wanted):
     q, r = world(i["q"]), world(i["r"])
     pair = constrained.kl_problem(r, [q], f64([1.0]))
-    levels, weights = constrained.nats(-12.0, 12.0, 481)
+    levels, weights = constrained.nats_levels(math.exp(-12), math.exp(12), 481)
     gaps = [constrained.noise_gap(q, r, sigma) for sigma in levels.tolist()]
     return {
         "kl": pair.violation(f64([0.0]))[0] + 1.0,
@@ -178,7 +179,7 @@ def score_gap_identity(i, wanted):
 
 def ddpm_simple_loss_1d(i, wanted):
     schedule = DDPM(i["T"], i["beta_start"], i["beta_end"])
-    levels = constrained.simple(schedule)
+    levels = constrained.simple_levels(schedule)
     problem = constrained.noise_problem(worlds(i), *levels, f64(i["b"]), points=2001)
     found = constrained.solve(problem)
     rows = [f64(row["lam"]) for row in wanted["loss_grid"]]

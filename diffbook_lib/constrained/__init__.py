@@ -3,20 +3,19 @@ what stands here.
 
 ascent: the multipliers' step and its certificate. problem: Lagrangian, mixture and dual,
 exactly, on finite alphabets. solver: the optimum, the way to it, whether there is one.
-classes: the closed form for classes. mixtures: Gaussian mixtures on a grid. denoising:
-the losses of networks, and what a threshold on them means in nats.
+classes: the closed form for classes. mixtures: Gaussian mixtures on a grid. losses:
+those of networks, and what a threshold on them means in nats.
 """
 
 from diffbook_lib.constrained.ascent import Ascent, Multipliers, running_mean
 from diffbook_lib.constrained.classes import ClassBalance, class_balance
-from diffbook_lib.constrained.denoising import (
+from diffbook_lib.constrained.losses import (
     NoiseProblem,
-    kl_from_loss,
-    nats,
     nats_a_step,
+    nats_levels,
     noise_gap,
     noise_problem,
-    simple,
+    simple_levels,
     threshold,
 )
 from diffbook_lib.constrained.mixtures import grid, kl_problem, mix
@@ -58,16 +57,15 @@ __all__ = [
     "feasibility",
     "grid",
     "kl",
-    "kl_from_loss",
     "kl_problem",
     "mix",
     "mixture_weights",
-    "nats",
     "nats_a_step",
+    "nats_levels",
     "noise_gap",
     "noise_problem",
     "running_mean",
-    "simple",
+    "simple_levels",
     "solve",
     "threshold",
 ]

@@ -6,6 +6,7 @@ the mixture, and the best f the mixture's E[n | x]. Only what a threshold means 
 the weights: with d(log sigma) the loss above its own smallest value is KL(q_i | p).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,16 +98,24 @@ def noise_problem(
     return NoiseProblem(level.double(), *tables, b=b.double(), alpha=alpha)
 
 
-def simple(levels: DDPM) -> tuple[Tensor, Tensor]:
+def simple_levels(levels: DDPM) -> tuple[Tensor, Tensor]:
     """Noise levels and weights (T,) of DDPM's simple loss, the mean over its steps."""
     sigmas = levels.sigmas()
     return sigmas, torch.full_like(sigmas, 1 / levels.steps)
 
 
-def nats(low: float, high: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Noise levels and weights (steps,) of the integral over log sigma from `low` to
-    `high`, by the trapezoidal rule: losses above the irreducible ones are KL in nats, as
-    far as the range holds it."""
+def nats_levels(
+    sigma_min: float, sigma_max: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Noise levels and weights (steps,) of the integral over log sigma, by the
+    trapezoidal rule: losses above the irreducible ones are KL in nats, as far as the range
+    holds it. Raises ValueError for an empty range."""
+    if not 0 < sigma_min < sigma_max or steps < 2:
+        raise ValueError(
+            f"{steps} levels from {sigma_min} to {sigma_max}; need 2 or more and 0 < "
+            "sigma_min < sigma_max"
+        )
+    low, high = math.log(sigma_min), math.log(sigma_max)
     log_sigma = torch.linspace(low, high, steps, dtype=torch.float64)
     weight = torch.full_like(log_sigma, (high - low) / (steps - 1))
     weight[[0, -1]] /= 2
@@ -123,20 +132,12 @@ def noise_gap(
     return (q.log_density(x, sigma).exp() * gap.square().sum(dim=1)).sum() * cell
 
 
-def kl_from_loss(excess: Tensor | float, log_snr_range: float) -> Tensor | float:
-    """KL(q | model) in nats from the excess of the noise-prediction loss (summed over
-    dimensions, the log signal-to-noise ratio uniform over a range of this length) above
-    its smallest possible value: half the range times the excess."""
-    return log_snr_range / 2 * excess
-
-
-def threshold(
-    b: Tensor | float, irreducible: Tensor | float, log_snr_range: float
-) -> Tensor | float:
-    """The threshold on that loss which asks for KL(q | model) <= b nats. It depends on
-    the distribution, through `irreducible`: equal thresholds on losses are not equal
+def threshold(b: Tensor, irreducible: Tensor, unit: float) -> Tensor:
+    """The threshold on a network's loss which asks for KL(q | model) <= b nats, where a
+    gap of 1 in the loss is worth `unit` nats. It depends on the distribution, through its
+    smallest possible loss `irreducible`: equal thresholds on losses are not equal
     thresholds on KL."""
-    return irreducible + 2 * b / log_snr_range
+    return irreducible + b / unit
 
 
 def nats_a_step(levels: DDPM) -> Tensor:
