@@ -38,12 +38,13 @@ def class_balance(pi: Tensor, minority: Sequence[int], b: Tensor) -> ClassBalanc
         raise Infeasible(float(asked.sum().log()))
     own = pi[list(minority)]
     active = torch.ones(len(asked), dtype=torch.bool)
-    while True:
+    for i in (asked / own).argsort().tolist():  # the most easily satisfied first
         rest = (1 - own[active].sum()) / (1 - asked[active].sum())
-        lam = torch.where(active, asked * rest - own, 0.0)
-        if bool((lam >= 0).all()):
+        if asked[i] * rest > own[i]:
             break
-        active &= lam > 0
+        active[i] = False
+    rest = (1 - own[active].sum()) / (1 - asked[active].sum())
+    lam = torch.where(active, asked * rest - own, 0.0)
     frequencies = pi / rest
     frequencies[torch.tensor(minority)[active]] = asked[active]
     value = float(kl(pi.log(), frequencies.log()))

@@ -10,8 +10,11 @@ from torch import Tensor
 from diffbook_lib.constrained.ascent import Ascent, Multipliers
 from diffbook_lib.constrained.problem import Infeasible, Problem
 
-STEPS = 500  # of Newton's method; it takes about ten where the thresholds can be met
+STEPS = 500  # of Newton's method; it takes about ten for each constraint
+SETTLED = 1e-20  # what a step promises to raise the dual by, at the optimum
+RIDGE = 1e-9  # added to the curvature, which vanishes where distributions are equal
 ZERO = 1e-9  # a falling multiplier that has come this far is 0
+ROUNDING = 1e-12  # of a gradient
 
 
 class Feasibility(NamedTuple):
@@ -83,15 +86,7 @@ def solve(problem: Problem) -> Solution:
         found = feasibility(problem, tol=1e-9)
         if found.margin + found.gap >= 0:
             raise Infeasible(found.margin)
-    lam = torch.ones_like(problem.b)
-    for _ in range(STEPS):
-        new = _newton_step(problem, lam)
-        settled = bool(((new - lam).abs() <= 1e-9 * (1 + lam)).all())
-        lam = new
-        if settled:
-            break
-    else:
-        raise ArithmeticError(f"Newton's method has not settled in {STEPS} steps")
+    lam = _maximiser(problem)
     losses = problem.losses(lam)
     relaxation = 2 * problem.alpha * lam
     price = problem.alpha * float(lam.square().sum())  # sum of r^2 / (4 alpha)
@@ -106,28 +101,47 @@ def solve(problem: Problem) -> Solution:
     )
 
 
-def _newton_step(problem: Problem, lam: Tensor) -> Tensor:
-    """The next multipliers (m,). One falls at most tenfold in a step, as the gradient may
-    be infinite at 0; below `ZERO` it is dropped, and comes back if its constraint fails."""
-    gradient = problem.gradient(lam)
-    free = (lam > 0) | (gradient > 0)
-    if not bool(free.any()):
-        return lam
-    curvature = problem.curvature(lam)[free][:, free]
-    step = torch.zeros_like(lam)
-    step[free] = torch.linalg.lstsq(-curvature, gradient[free][:, None]).solution[
-        :, 0
-    ]
-    value = problem.dual(lam)
+def _maximiser(problem: Problem) -> Tensor:
+    """The lam (m,) of the largest dual: Newton's method on the free multipliers. One that
+    falls to 0 is set aside, and freed again when the others have settled and its own
+    constraint fails."""
+    lam = torch.ones_like(problem.b)
+    free = torch.ones_like(lam, dtype=torch.bool)
+    for _ in range(STEPS):
+        gradient = problem.gradient(lam)
+        step = torch.zeros_like(lam)
+        curvature = problem.curvature(lam)[free][:, free]
+        ridge = RIDGE * torch.eye(len(curvature), dtype=torch.float64)
+        step[free] = torch.linalg.solve(ridge - curvature, gradient[free])
+        promise = float(gradient[free] @ step[free])
+        if promise >= SETTLED:
+            lam = _climb(problem, lam, step, promise)
+            fallen = (lam < ZERO) & (step < 0)
+            lam[fallen], free = 0.0, free & ~fallen
+            continue
+        waiting = torch.where(free, -torch.inf, gradient)
+        if float(waiting.max()) <= ROUNDING:
+            return (lam + step).clamp(min=0)
+        free[waiting.argmax()] = True
+    raise ArithmeticError(
+        f"Newton's method has not settled in {STEPS} steps; it was at {lam.tolist()}"
+    )
+
+
+def _climb(problem: Problem, lam: Tensor, step: Tensor, promise: float) -> Tensor:
+    """lam (m,) after as much of an ascending step as raises the dual, and lowers no
+    multiplier more than tenfold: its gradient may be infinite at 0."""
+    falls = step < 0
+    length = min(
+        1.0, float((0.9 * lam[falls] / -step[falls]).min()) if falls.any() else 1
+    )
+    value, slack = problem.dual(lam), 1e-15 * (1 + float(lam.sum()))
     for _ in range(60):
-        new = torch.maximum(lam + step, lam / 10)
-        promised = float(gradient[free] @ (new - lam)[free])
-        if float(problem.dual(new) - value) >= 1e-4 * promised - 1e-15 * (
-            1 + value.abs()
-        ):
+        new = lam + length * step
+        if float(problem.dual(new) - value) >= 1e-4 * length * promise - slack:
             break
-        step = step / 2
-    return torch.where((new < ZERO) & (new < lam), 0.0, new)
+        length /= 2
+    return new
 
 
 def ascend(
@@ -194,6 +208,6 @@ def _optimum(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     try:
         found = solve(problem)
     except Infeasible:
-        nothing = problem.b.new_full((len(problem.b) + 1,), torch.nan)
-        return nothing[1:] + torch.inf, nothing[0] + torch.inf, nothing
+        grown = torch.full_like(problem.b, torch.inf)
+        return grown, grown[0], torch.cat([grown, grown[:1]]) * torch.nan
     return found.lam, problem.b.new_tensor(found.primal), found.losses
