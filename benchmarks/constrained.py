@@ -18,9 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 
-from diffbook_lib import constrained, data, diffusion, nets, rng, runs, specs
+from diffbook_lib import constrained, data, diffusion, nets, rng, runs
 from diffbook_lib.data import Batch
 from diffbook_lib.runs import training
+from diffbook_lib.specs.constrained import Spec
 
 TARGET = 1.05  # seconds of a step over those of plain training
 STEPS = 10  # of a round
@@ -35,7 +36,7 @@ SETTINGS = {
     "lr": 1e-3,
     "preset": "benchmark",
 }
-SPEC = specs.make("constrained", SETTINGS)
+SPEC = Spec(method="constrained", **SETTINGS)
 NAMES = ("class 4", "class 5", "class 7")
 LEVELS = diffusion.UniformLogSNR(0.02, 20.0, stratified=True)
 PROBLEM = constrained.NoiseLoss(LEVELS, diffusion.EDM(0.85).denoiser)
