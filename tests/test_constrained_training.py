@@ -159,6 +159,12 @@ def test_infeasible_thresholds_are_recognised_with_their_margin():
     torch.testing.assert_close(outcome.multipliers, outcome.violations / 0.2, rtol=1e-3, atol=0)
 
 
+def test_a_multiplier_at_its_cap_says_nothing_where_the_constraint_holds():
+    dual = Dual(["c"], Ascent(0.1, cap=1.0), Timetable(8), start=1.0)
+    feed(dual, [0.0] * 8)
+    assert dual.outcome().multipliers.item() == 1 and not dual.outcome().infeasible
+
+
 def feed(dual, violations):
     for step, value in enumerate(violations, 1):
         dual.after_step(step, {"violation/c": torch.tensor(float(value))})
