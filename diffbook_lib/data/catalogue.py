@@ -73,6 +73,7 @@ CATALOGUE = {
     ),
     "mixture9": Entry(builtin.mixture9, "points", (2,), None),
     "swissroll5": Entry(builtin.swissroll5, "points", (2,), None),
+    "corners": Entry(builtin.corners, "points", (2,), None, builtin.CORNERS),
     "pydoc": Entry(text.pydoc, "text", _chunk, LETTERS, splits=text.SPLITS),
     "mnist": Entry(mnist.mnist, "images", (1, 28, 28), classes=mnist.MNIST.classes),
     "fashion-mnist": Entry(
@@ -95,6 +96,9 @@ CATALOGUE = {
     "celeba": Entry(pictures.celeba, "images", _square, classes=2, splits=THREE),
     "celebahq": Entry(pictures.celebahq, "images", _square, splits=("train",)),
     "imagenet": Entry(pictures.imagenet, "images", _square, classes=1000),
+    "imagenette": Entry(
+        pictures.imagenette, "images", _square, classes=pictures.IMAGENETTE_CLASSES
+    ),
     "imagenet-latents": Entry(
         latents.imagenet_latents,
         "images",

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
+    "Frozen": "frozen",
     "Member": "sweeps",
     "Samples": "sampling",
     "Task": "task",
@@ -18,6 +19,7 @@ HOMES = {
     "finish": "grading",
     "grade": "grading",
     "device": "workers",
+    "drawn": "sampling",
     "judge_of": "grading",
     "judged": "grading",
     "measure": "grading",
