@@ -104,7 +104,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(
                 f"{path} is damaged: its SHA-256 does not match its content"
             )
-        info: dict[str, Any] = json.loads(header["info"])
+        info = json.loads(header["info"])
+        if not isinstance(info, dict):
+            raise ValueError(
+                f"{path} cannot be read: its info is no mapping but {info!r}"
+            )
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return tensors, info

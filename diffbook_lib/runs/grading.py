@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffbook_lib import data
 from diffbook_lib.metrics import Judge, Measurement
-from diffbook_lib.runs import records
+from diffbook_lib.runs import origin, records
 from diffbook_lib.runs.sampling import Samples
 from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.runs.workers import device
@@ -89,12 +89,15 @@ def finish(
     processes: int = 1,
 ) -> Path:
     """Write the record of a run, which marks it as complete; returns its file."""
+    trained = [one for m in members if m.progress for one in m.progress.starts]
+    drawn = origin.together(one for part in samples for one in part.starts)
     return records.write_record(
         run,
         spec,
         [found for part in graded for found in part.results],
         training_seconds=sum(m.progress.seconds for m in members if m.progress),
-        sampling_seconds=sum(drawn.seconds for drawn in samples),
+        sampling_seconds=sum(part.seconds for part in samples),
         grading_seconds=sum(part.seconds for part in graded),
         processes=processes,
+        starts=(*trained, *drawn),
     )

@@ -2,8 +2,8 @@
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from diffbook_lib.runs.sweeps import members
 from diffbook_lib.runs.training import train
 from diffbook_lib.runs.workers import leave
 from diffbook_lib.specs import RunSpec, SpecError
+
+PARTIAL = "notebook.partial.ipynb"  # while papermill writes it
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def run(
         raise SpecError(f"where is {where!r}; it must be 'local' or 'slurm'")
     plan = prepare(method, preset, changes, out, processes)
     if records.is_complete(plan.folder, plan.spec):
+        _name_notebook(plan.folder)  # of a start that was killed after the record
         print(f"complete: {plan.folder / 'record.json'}")
         return plan.folder
     _check_data(plan.spec)
@@ -116,18 +119,18 @@ def _check_data(spec: RunSpec) -> None:
 def _execute(plan: Plan) -> None:
     """Papermill on the run notebook, its output shown as it comes.
 
-    The executed notebook takes its final name when papermill ends, so that a run killed while it
-    was being saved leaves no half notebook under that name.
+    The executed notebook takes its final name when papermill ends.
     """
     try:
-        import papermill
         from nbclient.exceptions import DeadKernelError
+        from papermill import PapermillExecutionError
+
+        from diffbook_lib.runs import kernels
     except ImportError as error:
         raise RunFailed(
             f"{error}: running a notebook needs papermill, pip install 'diffbook_lib[notebook]'; "
             "`train` and `sample` work without"
         ) from None
-    partial = plan.folder / "notebook.partial.ipynb"
     # parameters that the notebook's cell does not name are meant: the specification knows them
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["DIFFBOOK_TEXT_BAR"] = (
@@ -135,18 +138,8 @@ def _execute(plan: Plan) -> None:
     )
     folders.unlock(plan.folder)  # the kernel locks it
     try:
-        papermill.execute_notebook(
-            plan.notebook,
-            partial,
-            parameters=dict(plan.parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=root(),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
-    except papermill.PapermillExecutionError as error:
+        kernels.execute(plan.notebook, plan.folder / PARTIAL, plan.parameters, root())
+    except PapermillExecutionError as error:
         raise RunFailed(
             f"cell {error.exec_count} of {plan.notebook.name} failed with "
             f"{error.ename}: {error.evalue}\nexecuted up to there: {plan.folder / 'notebook.ipynb'}"
@@ -157,8 +150,13 @@ def _execute(plan: Plan) -> None:
             "command continues from the last checkpoint"
         ) from None
     finally:
-        if partial.exists():
-            partial.replace(plan.folder / "notebook.ipynb")
+        _name_notebook(plan.folder)
+
+
+def _name_notebook(folder: Path) -> None:
+    """Give the executed notebook its final name, if one was begun."""
+    with suppress(FileNotFoundError):
+        (folder / PARTIAL).replace(folder / "notebook.ipynb")
 
 
 def train_folder(folder: str | Path) -> None:

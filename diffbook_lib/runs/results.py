@@ -13,9 +13,10 @@ from pydantic import Field, ValidationError
 
 from diffbook_lib import files, specs
 from diffbook_lib.runs import presets, records
+from diffbook_lib.runs.origin import Model
 
 
-class PublishedFigure(records.Model):
+class PublishedFigure(Model):
     """A figure from a paper, with the place it was read."""
 
     method: str
@@ -109,11 +110,14 @@ def rows(method: str, local: bool = False) -> list[Row]:
     A published figure's source ends in its tag: where it was read.
     """
     home = presets.root()
-    found = sorted((home / "results" / method).glob("*.json"))
+    kept = sorted((home / "results" / method).glob("*.json"))
+    found = {file: records.read_record(file) for file in kept}
     if local:
-        found += sorted((home / "runs").glob(f"{method}-*/record.json"))
+        found |= _local(method)[0]
     ours = [
-        row for file in found for row in _rows_of(file, str(file.relative_to(home)))
+        row
+        for file, record in found.items()
+        for row in _rows_of(record, str(file.relative_to(home)))
     ]
     theirs = [
         Row(
@@ -133,9 +137,19 @@ def rows(method: str, local: bool = False) -> list[Row]:
     return ours + theirs
 
 
-def _rows_of(file: Path, source: str) -> list[Row]:
+def _local(method: str) -> tuple[dict[Path, records.Record], list[str]]:
+    """The records of a method's runs in this checkout, and what is wrong with damaged ones."""
+    found, damaged = {}, []
+    for file in sorted((presets.root() / "runs").glob(f"{method}-*/record.json")):
+        try:
+            found[file] = records.read_record(file)
+        except records.RecordError as error:
+            damaged.append(f"not shown: {error}")
+    return found, damaged
+
+
+def _rows_of(record: records.Record, source: str) -> list[Row]:
     """One line a figure; the seeds of a sweep make one line together."""
-    record = records.read_record(file)
     spec = record.spec
     scale = f"{spec.dataset}, {spec.steps} steps of {spec.batch}"
     hardware = f"{record.hardware}, {record.training_seconds:.0f} s of training"
@@ -181,6 +195,8 @@ def table(method: str, local: bool = False) -> str:
         chosen = [row for row in found if row.ours is ours]
         text = _aligned(chosen) if chosen else "  none"
         parts.append(f"{method}: {title}\n{text}")
+    if local:
+        parts += _local(method)[1]
     return "\n\n".join(parts)
 
 

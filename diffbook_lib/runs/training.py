@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffbook_lib import ema, rng
 from diffbook_lib.errors import Failed, Refused
-from diffbook_lib.runs import checkpoint, folder
+from diffbook_lib.runs import checkpoint, folder, origin
 from diffbook_lib.runs.launch import torchrun
 from diffbook_lib.runs.progress import Log, Progress, watch
 from diffbook_lib.runs.task import Measures, Task, learning_rate
@@ -93,6 +93,7 @@ class Trainer:
         self.rate = task.learning_rate or (lambda step: learning_rate(step, spec))
         self.hooks = task.hooks()
         self.names: list[str] = []  # of the measures
+        self.starts: tuple[origin.Start, ...] = ()  # before this one
         self.step = 0
         self.saved: Path | None = None
         if run:
@@ -208,7 +209,15 @@ class Trainer:
             samples_per_second=len(values) * self.spec.batch / elapsed,
             seconds=before + elapsed,
             measures=dict(zip(self.names, rest, strict=True)),
+            starts=self._starts(before + elapsed),
         )
+
+    def _starts(self, seconds: float) -> tuple[origin.Start, ...]:
+        """The starts until now, of which this one took what the others leave."""
+        if self.run is None:
+            return ()
+        own = seconds - sum(start.seconds for start in self.starts)
+        return (*self.starts, origin.start("training", self.workers.count, own))
 
     def _diagnosis(self, step: int, row: list[float]) -> str:
         spec = self.spec
@@ -256,11 +265,12 @@ class Trainer:
         moments = checkpoint.load_run(found, self._parts(), self.weights)
         self.optimizer.state.update(moments)
         self.saved, self.step = found.path, found.samples // self.spec.batch
-        if found.info["progress"] is None:
-            return None
-        if self.step == self.spec.steps:
+        last = Progress.restored(found)
+        if last:
+            self.starts = last.starts
+        if last and self.step == self.spec.steps:
             self._finish()
-        return Progress(**{**found.info["progress"], "resumed": True})
+        return last
 
     def _snapshot(self) -> None:
         """Keep the averages of this step, beyond the pruning of checkpoints."""
