@@ -9,17 +9,20 @@ from typing import Any
 import click
 
 from diffbook_lib import specs
-from diffbook_lib.errors import DiffbookError, Refused
+from diffbook_lib.errors import DiffbookError, Refused, Stopped
 from diffbook_lib.runs import presets
 
 
 class Commands(click.Group):
-    """Turns the library's own errors into one message: exit 2 if refused, 1 if a run failed.
-    Anything else is a defect and shows its traceback."""
+    """Turns the library's own errors into one message: exit 2 if refused, 1 if a run failed,
+    130 if its user stopped it. Anything else is a defect and shows its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stop:
+            click.echo(f"\n{stop}", err=True)
+            ctx.exit(130)
         except DiffbookError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, Refused) else 1)

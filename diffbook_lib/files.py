@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,24 @@ def cache_folder() -> Path:
 
 
 def cached_tensors(
-    name: str, build: Callable[[], dict[str, Tensor]]
+    name: str,
+    build: Callable[[], dict[str, Tensor]],
+    needed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Tensors that are slow to build, kept in `cache_folder()` under `name`, such as
     "decoded/celeba-64".
 
-    The file appears under its name only when complete. A damaged one is reported and built anew;
-    a disk that refuses costs the next start some time, nothing more.
+    The file appears under its name only when complete. A damaged one, and one that lacks a
+    `needed` tensor, is reported and built anew; a disk that refuses costs the next start some
+    time, nothing more.
     """
     path = cache_folder() / f"{name}.safetensors"
     if path.exists():
         try:
-            return read_tensors(path)[0]
+            found = read_tensors(path)[0]
+            if lacking := {*needed} - {*found}:
+                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+            return found
         except (OSError, ValueError) as error:
             warnings.warn(
                 f"{path} is damaged ({error}); it is made anew", stacklevel=2

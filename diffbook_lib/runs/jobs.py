@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffbook_lib.errors import Stopped
 from diffbook_lib.runs import cells, presets, records
 from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.launch import RunFailed, end_with_parent
@@ -122,9 +123,6 @@ def _execute(plan: Plan) -> None:
     The executed notebook takes its final name when papermill ends.
     """
     try:
-        from nbclient.exceptions import DeadKernelError
-        from papermill import PapermillExecutionError
-
         from diffbook_lib.runs import kernels
     except ImportError as error:
         raise RunFailed(
@@ -138,19 +136,29 @@ def _execute(plan: Plan) -> None:
     )
     folders.unlock(plan.folder)  # the kernel locks it
     try:
-        kernels.execute(plan.notebook, plan.folder / PARTIAL, plan.parameters, root())
-    except PapermillExecutionError as error:
-        raise RunFailed(
-            f"cell {error.exec_count} of {plan.notebook.name} failed with "
-            f"{error.ename}: {error.evalue}\nexecuted up to there: {plan.folder / 'notebook.ipynb'}"
-        ) from None
-    except DeadKernelError:
-        raise RunFailed(
-            f"the kernel of {plan.notebook.name} died, perhaps for want of memory; the same "
-            "command continues from the last checkpoint"
-        ) from None
+        with _stoppable(plan.folder):
+            kernels.execute(
+                plan.notebook, plan.folder / PARTIAL, plan.parameters, root()
+            )
     finally:
         _name_notebook(plan.folder)
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Ctrl-C becomes a sentence that says how far the run has come."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = [*folder.rglob("checkpoints/[0-9]*.safetensors")]
+        if not saved:
+            raise Stopped("stopped; the same command starts anew") from None
+        newest = max(saved, key=lambda file: file.stat().st_mtime_ns)
+        spec = folders.read_spec(newest.parents[1])
+        raise Stopped(
+            f"stopped at step {int(newest.stem) // spec.batch} of {spec.steps}; the same command "
+            "continues"
+        ) from None
 
 
 def _name_notebook(folder: Path) -> None:
@@ -161,26 +169,30 @@ def _name_notebook(folder: Path) -> None:
 
 def train_folder(folder: str | Path) -> None:
     """Train the run of a folder that holds spec.json, every member of it; under torchrun, one of
-    its processes."""
-    for member in members(_claimed(folder), Path(folder).resolve(), None, "build"):
-        train(member.folder, member.spec, member.task)
+    its processes. Stopped by Ctrl-C, it raises Stopped."""
+    folder = Path(folder).resolve()
+    with _stoppable(folder):
+        for member in members(_claimed(folder), folder, None, "build"):
+            train(member.folder, member.spec, member.task)
     leave()
 
 
 def sample_folder(folder: str | Path) -> None:
     """Draw the samples of a trained run that its folder lacks; under torchrun, those that fall
-    to this process."""
-    for member in members(_claimed(folder), Path(folder).resolve()):
-        draw_missing(member)
+    to this process. Stopped by Ctrl-C, it raises Stopped."""
+    folder = Path(folder).resolve()
+    with _stoppable(folder):
+        for member in members(_claimed(folder), folder):
+            draw_missing(member)
     leave()
 
 
-def _claimed(folder: str | Path) -> RunSpec:
+def _claimed(folder: Path) -> RunSpec:
     """The specification of a run folder, locked by the first of the processes."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     spec = folders.read_spec(folder)
-    folders.lock(Path(folder))
+    folders.lock(folder)
     return spec
 
 

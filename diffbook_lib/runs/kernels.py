@@ -10,6 +10,7 @@ from typing import Any
 import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
+from nbclient.exceptions import DeadKernelError
 from papermill.iorw import papermill_io
 
 from diffbook_lib import files
@@ -29,19 +30,19 @@ class OwnKernels(KernelSpecManager):
 
 
 class PrivateKernel(AsyncKernelManager):
-    """A kernel that talks through sockets in a folder of this user's, not over TCP."""
+    """A kernel that talks through sockets in the folder `place`, not over TCP; what it says
+    outside of cells goes to the file `log` there."""
+
+    place: Path  # short: the path of a socket has at most 107 characters
 
     def __init__(self, **named: Any) -> None:
-        # under the shortest path there is: that of a socket has at most 107 characters
-        self.place = tempfile.TemporaryDirectory(prefix="diffbook-")
-        address = f"{self.place.name}/socket"
-        super().__init__(**named, transport="ipc", ip=address)
+        super().__init__(**named, transport="ipc", ip=str(self.place / "socket"))
         self.kernel_spec_manager = OwnKernels(parent=self)
 
-    def cleanup_resources(self, restart: bool = False) -> Any:
-        if not restart:
-            self.place.cleanup()
-        return super().cleanup_resources(restart)
+    async def start_kernel(self, **named: Any) -> None:
+        """Start it, as the base class does."""
+        with (self.place / "log").open("ab") as log:
+            await super().start_kernel(**named, stderr=log)
 
 
 class WholeFile:
@@ -72,24 +73,43 @@ def execute(
     """Execute a notebook with parameters in `folder`, its output shown as it comes, and keep
     it as `executed`, up to date after each cell.
 
-    Raises papermill.PapermillExecutionError for a cell that fails, RunFailed if the disk
-    refuses.
+    Raises RunFailed, which names the cell that fails, the kernel that dies or the file that
+    the disk refuses.
     """
     papermill_io.register(str(executed), WholeFile())
-    papermill.execute_notebook(
-        _plain(notebook),
-        _plain(executed),
-        parameters=dict(parameters),
-        kernel_name="python3",
-        language="python",
-        kernel_manager_class=PrivateKernel,
-        cwd=folder,
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-    )
+    with tempfile.TemporaryDirectory(prefix="diffbook-") as place:
+        kernel = type("Kernel", (PrivateKernel,), {"place": Path(place)})
+        try:
+            papermill.execute_notebook(
+                _plain(notebook),
+                _plain(executed),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=kernel,
+                cwd=folder,
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise RunFailed(
+                f"cell {error.exec_count} of {notebook.name} failed with {error.ename}: "
+                f"{error.evalue}\nexecuted up to there: {executed.with_name('notebook.ipynb')}"
+            ) from None
+        except DeadKernelError:
+            raise RunFailed(
+                f"the kernel of {notebook.name} died, perhaps for want of memory; the same "
+                f"command continues from the last checkpoint{_last(Path(place) / 'log')}"
+            ) from None
 
 
 def _plain(path: Path) -> str:
     """A path whose braces papermill leaves alone."""
     return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _last(log: Path) -> str:
+    """The end of what a kernel said outside of cells, for an error message."""
+    said = log.read_text(errors="replace").strip() if log.exists() else ""
+    return f"\nIts last words:\n{said[-2000:]}" if said else ""
