@@ -8,6 +8,7 @@ from time import perf_counter
 from torch import Tensor
 
 from diffbook_lib import data
+from diffbook_lib.bars import progress_bar
 from diffbook_lib.metrics import Judge, Measurement
 from diffbook_lib.runs import origin, records
 from diffbook_lib.runs.sampling import Samples
@@ -50,7 +51,7 @@ def grade(
             at={**drawn.at, **found.at},
             details={**found.details, "nfe": drawn.nfe},
         )
-        for drawn in samples
+        for drawn in progress_bar()(list(samples), "grading", unit="set")
         for found in judge(drawn.x)
     ]
     return Graded(results, perf_counter() - started)
@@ -64,7 +65,7 @@ def measure(
     the figure's own."""
     started = perf_counter()
     found = []
-    for member in members:
+    for member in progress_bar()(list(members), "measuring", unit="model"):
         figures = figure(member)
         several = [figures] if isinstance(figures, Measurement) else figures
         found += [replace(one, at={**member.at, **one.at}) for one in several]

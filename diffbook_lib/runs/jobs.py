@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffbook_lib.errors import Stopped
-from diffbook_lib.runs import cells, presets, records
+from diffbook_lib.runs import cells, estimate, presets, records
 from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.launch import RunFailed, end_with_parent
 from diffbook_lib.runs.presets import notebook_path, root
@@ -56,6 +56,7 @@ def prepare(
                 f"divide the batch of {batch} examples"
             )
     folders.check(folder, spec)
+    _check_networks(spec)
     parameters = {
         "preset": preset,
         **changes,
@@ -108,6 +109,14 @@ def run(
         )
     print(f"complete: {plan.folder / 'record.json'}")
     return plan.folder
+
+
+def _check_networks(spec: RunSpec) -> None:
+    """Build each network once without its numbers, so that what does not fit is said at once."""
+    same = {"seed": 0, "noise_seed": 0}
+    members = [spec.member(at).model_copy(update=same) for at in spec.members()]
+    for member in {one.model_dump_json(): one for one in members}.values():
+        estimate.network(member)
 
 
 def _check_data(spec: RunSpec) -> None:

@@ -3,10 +3,11 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from diffbook_lib import files
 from diffbook_lib.bars import progress_bar
@@ -84,7 +85,7 @@ class Log:
     def __call__(self, progress: Progress) -> None:
         numbers = progress.numbers()
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(numbers) + "\n")
             shown = ("loss", "lr", "grad_norm", "samples_per_second")
             for name, number in {n: numbers[n] for n in shown}.items():
@@ -114,12 +115,23 @@ class Log:
             files.atomic_write(self.path, b"".join(line + b"\n" for line in kept))
 
 
-def watch(events: Iterable[Progress], spec: RunSpec) -> Progress:
-    """Drive a training with a progress bar (one bar for all processes); returns the last event."""
+class Ticking(Protocol):
+    """A training: gives its events, and calls `tick` with the number of each step."""
+
+    tick: Callable[[int], None]
+
+    def __iter__(self) -> Generator[Progress, None, None]: ...
+
+
+def watch(trainer: Ticking, spec: RunSpec) -> Progress:
+    """Drive a training with a progress bar (one bar for all processes), which moves with every
+    step; returns the last event."""
     silent = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
-    with progress_bar()(
-        total=spec.steps, unit="step", mininterval=1, **silent
-    ) as bar:
+    with (
+        progress_bar()(total=spec.steps, unit="step", mininterval=1, **silent) as bar,
+        closing(iter(trainer)) as events,
+    ):
+        trainer.tick = lambda step: bar.update(step - bar.n)
         for last in events:
             if last.resumed:
                 bar.initial = bar.n = bar.last_print_n = last.step

@@ -4,7 +4,8 @@ Records that the book quotes are kept under `results/<method>/`, published figur
 `results/published.yaml`.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +55,11 @@ def keep(folder: str | Path) -> Path:
     file = _kept(spec.method, spec.preset)
     file.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
-    picture = Path(folder) / "figures" / "samples.png"
+    picture = Path(folder).resolve() / "figures" / "samples.png"
+    if picture != picture.resolve() or (picture.exists() and not picture.is_file()):
+        raise records.RecordError(
+            f"{picture} is a link, or no file; put the picture itself there, or remove it"
+        )
     if picture.exists():
         files.atomic_write(file.with_suffix(".png"), picture.read_bytes())
     return file
@@ -82,7 +87,7 @@ def published(method: str) -> list[PublishedFigure]:
     try:
         figures = [
             PublishedFigure.model_validate(entry)
-            for entry in yaml.safe_load(file.read_text())
+            for entry in yaml.safe_load(file.read_text(encoding="utf-8"))
         ]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise records.RecordError(f"{file}: {error}") from None
@@ -187,26 +192,60 @@ def _words(at: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in at.items())
 
 
-def table(method: str, local: bool = False) -> str:
-    """The results table as text: our runs with their scale, then the published figures."""
+def table(method: str, local: bool = False, most: int | None = None) -> str:
+    """Our runs with their figures, the best `most` of each, then the published figures: as text
+    of at most 100 columns.
+
+    The best of a figure are those nearest to what real examples give.
+    """
     found = rows(method, local)
-    parts = []
-    for ours, title in ((True, "recorded runs"), (False, "published figures")):
-        chosen = [row for row in found if row.ours is ours]
-        text = _aligned(chosen) if chosen else "  none"
-        parts.append(f"{method}: {title}\n{text}")
-    if local:
-        parts += _local(method)[1]
-    return "\n\n".join(parts)
-
-
-def _aligned(chosen: list[Row]) -> str:
-    """The columns that any of the rows fills, under their names."""
-    names = [
-        name for name in Row._fields[2:] if any(getattr(row, name) for row in chosen)
+    ours = [_run(list(part), most) for part in _by(found, True, "source")]
+    theirs = [
+        f"  {row.figure}: {row.value} ({row.source})" for row in found if not row.ours
     ]
-    lines = [names, *([getattr(row, name) for name in names] for row in chosen)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
-    )
+    parts = [
+        f"{method}: recorded runs",
+        *(ours or ["  none"]),
+        f"{method}: published figures",
+        "\n".join(theirs or ["  none"]),
+        *(_local(method)[1] if local else []),
+    ]
+    lines = "\n\n".join(parts).splitlines()
+    return "\n".join(_folded(line) for line in lines)
+
+
+def _by(found: Iterable[Row], ours: bool, *names: str) -> Iterable[Iterable[Row]]:
+    """Rows in groups of those that agree in these columns, in the order of the first of each."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in found:
+        if row.ours is ours:
+            key = tuple(str(getattr(row, name)) for name in names)
+            groups.setdefault(key, []).append(row)
+    return groups.values()
+
+
+def _run(found: list[Row], most: int | None) -> str:
+    """One run: its source, scale and hardware, then each figure with its best values."""
+    first = found[0]
+    lines = [f"  {first.source}: {first.scale}", f"  {first.hardware}"]
+    for part in _by(found, True, "figure", "floor", "samples"):
+        group = sorted(part, key=_from_floor)
+        real = f"; real examples {group[0].floor}" if group[0].floor else ""
+        count, *seeds = group[0].samples.split(", ")
+        said = ", ".join([f"{count} samples", *seeds])
+        lines.append(f"    {group[0].figure} ({said}{real})")
+        width = max(len(row.value) for row in group)
+        lines += [f"      {row.value:<{width}}  {row.at}" for row in group[:most]]
+        if most is not None and len(group) > most:
+            lines.append(f"      and {len(group) - most} more (--all)")
+    return "\n".join(lines)
+
+
+def _from_floor(row: Row) -> float:
+    """How far a figure is from that of real examples; 0 where that is not known."""
+    return abs(float(row.value.split()[0]) - float(row.floor)) if row.floor else 0.0
+
+
+def _folded(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return "\n".join(textwrap.wrap(line, 100, subsequent_indent=indent)) or line

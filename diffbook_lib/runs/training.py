@@ -8,8 +8,8 @@ another number of shares is another training, as good as the first.
 """
 
 import math
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -49,8 +49,7 @@ def train(
         folder.lock(run)
     if run and processes > 1:
         torchrun(run, processes, "train")
-    with closing(iter(Trainer(task, spec, run))) as steps:
-        return watch(steps, spec)
+    return watch(Trainer(task, spec, run), spec)
 
 
 def events(
@@ -95,6 +94,7 @@ class Trainer:
         self.names: list[str] = []  # of the measures
         self.starts: tuple[origin.Start, ...] = ()  # before this one
         self.step = 0
+        self.tick: Callable[[int], None] = lambda step: None  # after each step
         self.saved: Path | None = None
         if run:
             _latest[run.resolve()] = self
@@ -151,6 +151,7 @@ class Trainer:
         every, finished = self.spec.snapshot_every, self.step == self.spec.steps
         if every and (finished or self.step % every == 0):
             self._snapshot()
+        self.tick(self.step)
         return torch.cat([found[:1], norm[None], found[1:]])
 
     def _micro_batch(self, micro: int) -> Tensor:
