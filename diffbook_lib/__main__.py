@@ -1,5 +1,6 @@
 """The command line, `python -m diffbook_lib`: a thin face over papermill and the run notebooks."""
 
+import io
 import json
 import re
 import sys
@@ -219,5 +220,13 @@ def results(method: str | None, everything: bool, keep: str | None) -> None:
         say(results.table(chosen, local=True, most=None if everything else 3))
 
 
+def show_what_can_be_shown() -> None:
+    """Let a terminal of few characters show the others as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 if __name__ == "__main__":
+    show_what_can_be_shown()
     sys.exit(main(prog_name="python -m diffbook_lib"))
