@@ -12,11 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffbook_lib.errors import Failed
+
+
+class WriteFailed(Failed, OSError):
+    """The disk refuses a file; the message names it, what it needs and what to do."""
+
+    def __init__(self, path: Path, size: int, cause: OSError) -> None:
+        super().__init__()
+        self.strerror = cause.strerror
+        self.message = (
+            f"{path} could not be written: {cause.strerror}. It needs {size / 1e6:.1f} MB. Make "
+            "room on that disk and start the same again; what was there before is as it was"
+        )
+
+    def __str__(self) -> str:
+        return self.message
+
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that at every moment its old or its new content is there, never a part.
 
-    Raises OSError, with the temporary file removed and the old content intact.
+    Raises WriteFailed, with the temporary file removed and the old content intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,8 +42,10 @@ def atomic_write(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteFailed(path, len(data), error) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

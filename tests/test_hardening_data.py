@@ -19,14 +19,16 @@ from PIL import Image
 from test_data_files import picture, wav, write_cifar10
 
 from diffbook_lib import data, files
-from diffbook_lib.data import ArchiveError, DataError, archives, cifar, picture_files
+from diffbook_lib.data import (
+    ArchiveError,
+    DataError,
+    archives,
+    cifar,
+    picture_files,
+    unpacking,
+)
 from diffbook_lib.data.audio import read_wav
 from diffbook_lib.data.picture_files import decode
-
-try:
-    from diffbook_lib.data import unpacking
-except ImportError:  # as it was before
-    unpacking = archives
 
 
 @pytest.fixture(autouse=True)
@@ -270,7 +272,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_pickles_tell_nothing_to_numpy(name, monkeypatch):
+def test_pickles_tell_nothing_to_numpy(name):
     """Arrays are made of what a pickle holds only after it was looked at; nothing is asked of the
     memory because a pickle says so."""
     import resource
@@ -394,7 +396,7 @@ def test_a_corrected_partition_of_celeba_counts(root):
     assert reds({2}) == [0, 60, 180]
 
 
-CELEBA = {
+CELEBA: dict[str, list] = {
     "list_attr_celeba.txt": ["", "4\n", "4\nMale\n0.png\n", "4\nMale\n0.png 1 1\n", b"\xff\xfe"],
     "list_eval_partition.txt": ["0.png\n", "0.png 0 0\n"],
 }

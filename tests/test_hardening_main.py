@@ -21,6 +21,8 @@ from diffbook_lib.metrics import Measurement
 from diffbook_lib.runs import folder, grading, jobs, presets, progress, records, results, training
 from diffbook_lib.runs.cells import execute
 from diffbook_lib.runs.records import RecordError
+from diffbook_lib.runs.sampling import Samples
+from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.specs import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -233,9 +235,8 @@ def test_bars_move_with_every_step_and_while_it_is_graded(repository, monkeypatc
     spec = presets.resolve("counts", "tiny", {"log_every": 6, "checkpoint_every": 6})
     training.train(None, spec, execute(spec, "build")["task"])
     assert moves[:6] == [1] * 6
-    drawn = [grading.Samples({}, None, 1, 0.0)] * 3
-    grading.grade(drawn, lambda x: [])
-    grading.measure([1, 2], lambda member: [])
+    grading.grade([Samples({}, None, 1, 0.0)] * 3, lambda x: [])
+    grading.measure([Member(spec, repository, {}, {})] * 2, lambda member: [])
     shown = capsys.readouterr().err
     assert "grading: 100%" in shown and "3/3" in shown and "measuring: 100%" in shown
 

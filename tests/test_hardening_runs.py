@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_executed_notebook_that_was_there(repository, run
     before = (run / "notebook.ipynb").read_bytes()
     (run / "record.json").unlink()
     full_disk(monkeypatch, "ipynb")
-    with pytest.raises(RunFailed, match=r"notebook\.partial\.ipynb could not be written: No space"):
+    with pytest.raises(files.WriteFailed, match=r"notebook\.partial\.ipynb .*written: No space"):
         jobs.run("counts", "tiny")
     assert (run / "notebook.ipynb").read_bytes() == before
 
@@ -111,12 +111,11 @@ def test_a_record_names_every_start(repository, run, spec, monkeypatch):
     is none of them."""
     from diffbook_lib.runs import origin
 
-    states = iter([("a" * 40, False), ("b" * 40, True), ("c" * 40, False)])
-    monkeypatch.setattr(origin, "_own_code", lambda: commit)
-    for until in (2, 4, None):
-        commit = next(states)
+    code = [("a" * 40, False)]
+    monkeypatch.setattr(origin, "_own_code", lambda: code[-1])
+    for until, next_code in ((2, ("b", True)), (4, ("c", False)), (None, ("d", False))):
         trained(run, spec, until)
-    commit = ("d" * 40, False)
+        code.append((next_code[0] * 40, next_code[1]))
     miniature.execute(repository, "counts", {}, preset="tiny", out=str(run), processes=1)
     record = records.read_record(run)
     found = [(s.stage, s.commit[0], s.dirty, s.processes) for s in record.starts]

@@ -17,16 +17,26 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from diffbook_lib.data.archives import ArchiveError, DataError
 
 MOST = 2**28  # bytes of a member; the largest of a published data set takes 154 MB
 RATIO = 200  # pictures and texts take at most some tens of their compressed size
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZ": bz2.open,
+    b"\xfd7": lzma.open,
+}
 BROKEN = (
-    *(EOFError, OSError, ValueError, RuntimeError, OverflowError, struct.error),
-    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+    *(EOFError, OSError, ValueError, LookupError, RuntimeError, struct.error),
+    *(
+        OverflowError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+    ),
 )
 
 

@@ -39,7 +39,7 @@ class PrivateKernel(AsyncKernelManager):
         super().__init__(**named, transport="ipc", ip=str(self.place / "socket"))
         self.kernel_spec_manager = OwnKernels(parent=self)
 
-    async def start_kernel(self, **named: Any) -> None:
+    async def start_kernel(self, **named: Any) -> None:  # type: ignore[override]
         """Start it, as the base class does."""
         with (self.place / "log").open("ab") as log:
             await super().start_kernel(**named, stderr=log)
@@ -52,16 +52,8 @@ class WholeFile:
         return Path(path).read_text(encoding="utf-8")
 
     def write(self, text: str, path: str) -> None:
-        """Raises RunFailed, which names the file and its size, if the disk refuses."""
-        data = text.encode()
-        try:
-            files.atomic_write(Path(path), data)
-        except OSError as error:
-            raise RunFailed(
-                f"{path} could not be written: {error.strerror}. It needs {len(data) / 1e6:.1f} "
-                "MB. Make room on that disk and start the same run again; it continues from the "
-                "last checkpoint"
-            ) from error
+        """Raises WriteFailed if the disk refuses."""
+        files.atomic_write(Path(path), text.encode())
 
     def pretty_path(self, path: str) -> str:
         return path
@@ -73,8 +65,8 @@ def execute(
     """Execute a notebook with parameters in `folder`, its output shown as it comes, and keep
     it as `executed`, up to date after each cell.
 
-    Raises RunFailed, which names the cell that fails, the kernel that dies or the file that
-    the disk refuses.
+    Raises RunFailed, which names the cell that fails or the kernel that dies, and WriteFailed
+    if the disk refuses.
     """
     papermill_io.register(str(executed), WholeFile())
     with tempfile.TemporaryDirectory(prefix="diffbook-") as place:

@@ -1,5 +1,6 @@
 """Records: what a run was asked to do, what it measured, on what, with which code."""
 
+import hashlib
 import json
 import math
 import statistics
@@ -196,9 +197,22 @@ def write_record(
         raise RecordError(
             f"{folder}: these results make no record: {error}"
         ) from None
-    file = Path(folder) / "record.json"
-    files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
+    return save_record(record, Path(folder) / "record.json")
+
+
+def save_record(record: Record, file: Path) -> Path:
+    """Write a record, with a SHA-256 of what it says."""
+    content = record.model_dump(mode="json")
+    content["sha256"] = _digest(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    files.atomic_write(file, f"{text}\n".encode())
     return file
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of what a record says, however it is set out."""
+    kept = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(file: str | Path) -> Record:
@@ -209,8 +223,14 @@ def read_record(file: str | Path) -> Record:
     if not file.exists():
         raise RecordError(f"there is no record {file}: the run is not complete")
     try:
-        return Record.model_validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        stated = content.pop("sha256", None)  # older ones have none
+        if stated is not None and stated != _digest(content):
+            raise ValueError("its SHA-256 does not match what it says")
+        return Record.model_validate_json(json.dumps(content))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"{file} is not a valid record: {_problem(error)}. Restore it from a copy, or "
             "remove it and start its run again: that measures anew and trains nothing twice"

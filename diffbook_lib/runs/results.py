@@ -54,7 +54,7 @@ def keep(folder: str | Path) -> Path:
         )
     file = _kept(spec.method, spec.preset)
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
+    records.save_record(record, file)
     picture = Path(folder).resolve() / "figures" / "samples.png"
     if picture != picture.resolve() or (picture.exists() and not picture.is_file()):
         raise records.RecordError(

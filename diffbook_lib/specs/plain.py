@@ -13,7 +13,7 @@ class PlainLoader(yaml.SafeLoader):
     """Refuses, with its place, what would be read as something else than it looks like."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None):
             raise _refusal(f"a reference (&{event.anchor} or *{event.anchor})", event)
         return super().compose_node(parent, index)
