@@ -179,9 +179,7 @@ def corrupted(content: bytes, chance: random.Random) -> bytes:
     rest, bit = content[at + length :], 1 << chance.randrange(8)
     return chance.choice(
         [
-            lambda: (
-                content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
-            ),
+            lambda: content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :],
             lambda: content[:at] + chance.randbytes(length) + rest,
             lambda: content[:at] + bytes(length) + rest,
             lambda: content[:at] + rest,

@@ -29,14 +29,9 @@ OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7": lzma.open,
 }
 BROKEN = (
-    *(EOFError, OSError, ValueError, LookupError, RuntimeError, struct.error),
-    *(
-        OverflowError,
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ),
+    *(EOFError, OSError, ValueError, LookupError, RuntimeError, OverflowError),
+    *(struct.error, zlib.error, lzma.LZMAError),
+    *(tarfile.TarError, zipfile.BadZipFile),
 )
 
 
