@@ -199,7 +199,8 @@ PRESET = {"counts": "long", "ladder": "sweep"}
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 def test_killed_at_twenty_five_random_moments(repository, method):
-    """Of training, sampling, grading and writing the record: every file and the record end as undisturbed ones."""
+    """Of training, sampling, grading and writing the record: every file and the record end as
+    undisturbed ones."""
     miniature.replace(repository, method, "def judge(x):", SLOW_JUDGE)
     miniature.replace(repository, method, "graded = runs.grade(samples, judge)", SLOW_RECORD)
     judging, recording = repository / "judging", repository / "recording"
