@@ -1,6 +1,8 @@
 """The command line, `python -m diffbook_lib`: a thin face over papermill and the run notebooks."""
 
+import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +11,31 @@ from typing import Any
 import click
 
 from diffbook_lib import specs
-from diffbook_lib.errors import DiffbookError, Refused
+from diffbook_lib.errors import DiffbookError, Refused, Stopped
 from diffbook_lib.runs import presets
+
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def say(text: object, error: bool = False) -> None:
+    """Print without what steers a terminal: a record or a file name may come from others."""
+    click.echo(UNSEEN.sub("", str(text)), err=error)
 
 
 class Commands(click.Group):
-    """Turns the library's own errors into one message: exit 2 if refused, 1 if a run failed.
-    Anything else is a defect and shows its traceback."""
+    """Turns the library's own errors into one message: exit 2 if refused, 1 if a run failed,
+    130 if its user stopped it. Anything else is a defect and shows its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stop:
+            say(f"\n{stop}", error=True)
+            ctx.exit(130)
         except DiffbookError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", error=True)
             ctx.exit(2 if isinstance(error, Refused) else 1)
 
 
@@ -41,7 +55,7 @@ def value(text: str) -> Any:
     import yaml
 
     try:
-        return _numbers(yaml.safe_load(text))
+        return _numbers(specs.plain_yaml(text))
     except yaml.YAMLError:
         raise Refused(
             f"{text!r} is no list or mapping; write for example '[1, 2]' or '{{seed: [0, 1]}}'"
@@ -83,12 +97,12 @@ def presets_command(method: str | None) -> None:
     """What can be run, one line each; for one METHOD its parameters too."""
     for chosen in [method] if method else specs.methods():
         for name in presets.names(chosen):
-            click.echo(f"{chosen:<12} {name:<12} {presets.summary(chosen, name)}")
+            say(f"{chosen:<12} {name:<12} {presets.summary(chosen, name)}")
     if method:
-        click.echo("\nparameters, with their defaults:")
+        say("\nparameters, with their defaults:")
         for name, field in specs.find(method).model_fields.items():
             default = "(none)" if field.is_required() else repr(field.default)
-            click.echo(f"  {name:<18} {default:<18} {field.description}")
+            say(f"  {name:<18} {default:<18} {field.description}")
 
 
 @main.command()
@@ -116,12 +130,15 @@ def estimate(
 
     changes = {name: value(text) for name, text in parameters}
     found = estimate(method, preset, changes, gpu, utilisation)
-    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found)
+    say(json.dumps(found.as_dict(), indent=1) if as_json else found)
 
 
 @main.command()
 @preset_arguments
-@click.option("--out", help="Run folder.  [default: runs/METHOD-PRESET]")
+@click.option(
+    "--out",
+    help="Run folder.  [default: runs/METHOD-PRESET, and a short hash of what -p changes]",
+)
 @click.option(
     "--processes", default=1, show_default=True, help="Training processes (torchrun)."
 )
@@ -153,9 +170,11 @@ def run(
     from diffbook_lib.runs import folder, jobs
 
     changes = {name: value(text) for name, text in parameters}
+    if out is not None and not out.strip():
+        raise Refused("--out is empty; name a folder, or leave the option out")
     if prepare:
         plan = jobs.prepare(method, preset, changes, out, processes)
-        click.echo(folder.open_run(plan.folder, plan.spec) / "spec.json")
+        say(folder.open_run(plan.folder, plan.spec) / "spec.json")
     else:
         jobs.run(method, preset, changes, out, processes, where, **slurm)
 
@@ -181,19 +200,33 @@ def sample(folder: Path) -> None:
 @main.command()
 @click.argument("method", required=False)
 @click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every figure, not the best three of each.",
+)
+@click.option(
     "--keep", metavar="DIR", help="Copy the record of the run in DIR to results/."
 )
-def results(method: str | None, keep: str | None) -> None:
+def results(method: str | None, everything: bool, keep: str | None) -> None:
     """The table of recorded runs beside the published figures."""
     from diffbook_lib.runs import results
 
     if keep:
-        click.echo(results.keep(keep))
+        say(results.keep(keep))
         return
     for chosen in [method] if method else specs.methods():
         specs.find(chosen)
-        click.echo(results.table(chosen, local=True))
+        say(results.table(chosen, local=True, most=None if everything else 3))
+
+
+def show_what_can_be_shown() -> None:
+    """Let a terminal of few characters show the others as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":
+    show_what_can_be_shown()
     sys.exit(main(prog_name="python -m diffbook_lib"))

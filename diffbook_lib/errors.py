@@ -11,3 +11,7 @@ class Refused(DiffbookError, ValueError):
 
 class Failed(DiffbookError, RuntimeError):
     """What was started did not reach its end; what was good before is still there."""
+
+
+class Stopped(DiffbookError, RuntimeError):
+    """Its user stopped it; the same command continues."""

@@ -5,18 +5,35 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffbook_lib.errors import Failed
+
+
+class WriteFailed(Failed, OSError):
+    """The disk refuses a file; the message names it, what it needs and what to do."""
+
+    def __init__(self, path: Path, size: int, cause: OSError) -> None:
+        super().__init__()
+        self.strerror = cause.strerror
+        self.message = (
+            f"{path} could not be written: {cause.strerror}. It needs {size / 1e6:.1f} MB. Make "
+            "room on that disk and start the same again; what was there before is as it was"
+        )
+
+    def __str__(self) -> str:
+        return self.message
+
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that at every moment its old or its new content is there, never a part.
 
-    Raises OSError, with the temporary file removed and the old content intact.
+    Raises WriteFailed, with the temporary file removed and the old content intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,8 +42,10 @@ def atomic_write(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteFailed(path, len(data), error) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -46,18 +65,24 @@ def cache_folder() -> Path:
 
 
 def cached_tensors(
-    name: str, build: Callable[[], dict[str, Tensor]]
+    name: str,
+    build: Callable[[], dict[str, Tensor]],
+    needed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Tensors that are slow to build, kept in `cache_folder()` under `name`, such as
     "decoded/celeba-64".
 
-    The file appears under its name only when complete. A damaged one is reported and built anew;
-    a disk that refuses costs the next start some time, nothing more.
+    The file appears under its name only when complete. A damaged one, and one that lacks a
+    `needed` tensor, is reported and built anew; a disk that refuses costs the next start some
+    time, nothing more.
     """
     path = cache_folder() / f"{name}.safetensors"
     if path.exists():
         try:
-            return read_tensors(path)[0]
+            found = read_tensors(path)[0]
+            if lacking := {*needed} - {*found}:
+                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+            return found
         except (OSError, ValueError) as error:
             warnings.warn(
                 f"{path} is damaged ({error}); it is made anew", stacklevel=2
@@ -104,7 +129,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(
                 f"{path} is damaged: its SHA-256 does not match its content"
             )
-        info: dict[str, Any] = json.loads(header["info"])
+        info = json.loads(header["info"])
+        if not isinstance(info, dict):
+            raise ValueError(
+                f"{path} cannot be read: its info is no mapping but {info!r}"
+            )
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return tensors, info

@@ -15,6 +15,7 @@ import torch
 
 from diffbook_lib.data import ArchiveError, ChecksumError, DataError, MissingDataError
 from diffbook_lib.data import archives as A
+from diffbook_lib.data import unpacking as U
 from diffbook_lib.data.cifar import plain_pickle
 from diffbook_lib.errors import Refused
 from diffbook_lib.files import cached_tensors
@@ -28,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def everything(path) -> dict[str, bytes]:
-    return dict(A.members(path, lambda name: True))
+    return dict(U.members(path, lambda name: True))
 
 
 def tar_of(path, files: dict[str, bytes], mode: str = "w:gz"):
@@ -163,8 +164,8 @@ def test_tar_zip_and_folder_give_the_same_members(tmp_path):
         (tmp_path / "folder" / name).write_bytes(content)
     for path in paths:
         assert everything(path) == FILES
-        assert A.names(path) == sorted(FILES)
-        assert dict(A.members(path, lambda name: name == "a/b/two.txt")) == {"a/b/two.txt": b"2"}
+        assert U.names(path) == sorted(FILES)
+        assert dict(U.members(path, lambda name: name == "a/b/two.txt")) == {"a/b/two.txt": b"2"}
 
 
 BAD_NAMES = ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil", "\\evil"]
@@ -175,7 +176,7 @@ def test_names_that_lead_outside_are_refused(tmp_path, name):
     files = {"good": b"1", name: b"2"}
     for path in (tar_of(tmp_path / "x.tar.gz", files), zip_of(tmp_path / "x.zip", files)):
         with pytest.raises(ArchiveError, match="leads outside"):
-            dict(A.members(path, lambda name: name == "good"))
+            dict(U.members(path, lambda name: name == "good"))
     assert not (tmp_path.parent / "evil").exists()
 
 
@@ -210,7 +211,7 @@ def test_cut_off_or_altered_archives_are_damaged(tmp_path, kind):
     else:
         (zip_of if kind == "zip" else tar_of)(path, files)
     whole = path.read_bytes()
-    read = A.gunzip if kind == "gz" else everything
+    read = U.gunzip if kind == "gz" else everything
     read(path)
     for cut in (0, 1, 20, 600, len(whole) // 2, len(whole) - 9, len(whole) - 1):
         path.write_bytes(whole[:cut])

@@ -102,8 +102,8 @@ def test_mistakes_are_refused_before_anything_starts(repository, arguments, word
 def test_a_folder_with_another_run_is_refused(repository):
     plan = jobs.prepare("counts", "tiny")
     folder.open_run(plan.folder, plan.spec)
-    with pytest.raises(SpecMismatch, match="steps: 6 -> 7"):
-        jobs.run("counts", "tiny", {"steps": 7})
+    with pytest.raises(SpecMismatch, match=r"(?s)steps: 6 -> 7.*--out"):
+        jobs.run("counts", "tiny", {"steps": 7}, plan.folder)
     folder.unlock(plan.folder)
 
 
@@ -152,7 +152,8 @@ def trees(process):
 def test_a_killed_notebook_continues_to_the_same_bits(repository):
     """Papermill alone is killed, then all its processes at once."""
     command = [sys.executable, "-m", "diffbook_lib", "run", "counts", "long", "-p", "lr", "1e-2"]
-    run, environment = repository / "runs" / "counts-long", miniature.environment(repository)
+    run = folder.default_folder(presets.resolve("counts", "long", {"lr": 1e-2}))
+    environment = miniature.environment(repository)
     for wanted, everyone in ((40, False), (100, True)):
         process = subprocess.Popen(command, env=environment, cwd=repository)
         while not any(int(p.stem) >= wanted * 12 for p in run.glob("checkpoints/*.safetensors")):

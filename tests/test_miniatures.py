@@ -179,15 +179,32 @@ def judge(x):
 
     pathlib.Path("judging").touch()
     time.sleep(0.3)"""
+SLOW_RECORD = """\
+graded = runs.grade(samples, judge)
+import os, pathlib, time
+
+replace = os.replace
+
+
+def slowly(*paths):
+    pathlib.Path("recording").touch()
+    time.sleep(0.2)
+    replace(*paths)
+
+
+os.replace = slowly"""
 PRESET = {"counts": "long", "ladder": "sweep"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
-def test_killed_at_twenty_random_moments(repository, method):
-    """Of training, sampling and grading: every file and the record end as undisturbed ones."""
+def test_killed_at_twenty_five_random_moments(repository, method):
+    """Of training, sampling, grading and writing the record: every file and the record end as
+    undisturbed ones."""
     miniature.replace(repository, method, "def judge(x):", SLOW_JUDGE)
-    judging, run = repository / "judging", repository / "killed"
+    miniature.replace(repository, method, "graded = runs.grade(samples, judge)", SLOW_RECORD)
+    judging, recording = repository / "judging", repository / "recording"
+    run = repository / "killed"
     whole, killed = (
         ["notebook", method, {"preset": PRESET[method], "out": str(repository / name)}]
         for name in ("whole", "killed")
@@ -210,22 +227,24 @@ def test_killed_at_twenty_random_moments(repository, method):
             assert process.is_alive(), (repository / "log").read_text()
             time.sleep(0.001)
 
-    for stage in ["training"] * 8 + ["sampling"] * 7 + ["grading"] * 5:
+    for stage in ["training"] * 8 + ["sampling"] * 7 + ["grading"] * 5 + ["recording"] * 5:
         judging.unlink(missing_ok=True)
+        recording.unlink(missing_ok=True)
         count, more = {
             "training": (trained, chance.randint(0, 2)),
             "sampling": (drawn, chance.randint(1, 8)),
             "grading": (judging.exists, True),
+            "recording": (recording.exists, True),
         }[stage]
         least = count() + more
         process = miniature.start(repository, *killed)
         wait(count, least)
-        time.sleep(chance.uniform(0, 0.02 if stage != "grading" else 0.3))
+        time.sleep(chance.uniform(0, 0.3 if stage == "grading" else 0.02))
         miniature.kill(process)
-        judged = judging.exists()
-        reached.append("grading" if judged else "sampling" if drawn() else "training")
+        judged = "recording" if recording.exists() else "grading" if judging.exists() else ""
+        reached.append(judged or ("sampling" if drawn() else "training"))
     miniature.finish(repository, miniature.start(repository, *killed))
-    assert min(map(reached.count, ("training", "sampling", "grading"))) >= 5, reached
+    assert min(map(reached.count, ("training", "sampling", "grading", "recording"))) >= 4, reached
     assert_same(run, repository / "whole")
 
 

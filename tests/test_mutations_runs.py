@@ -404,8 +404,8 @@ MUTATIONS = [
     ),
     Mutation(
         sampling._is_there,
-        '.info["weights"] == weights',
-        '.info["weights"]',
+        'info.get("weights") == weights and ',
+        "",
         in_a_repository(test_samples_of_other_weights_are_drawn_anew),
     ),
     Mutation(

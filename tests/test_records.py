@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from diffbook_lib.metrics import Measurement
-from diffbook_lib.runs import folder, grading, presets, records
+from diffbook_lib.runs import folder, grading, origin, presets, records
 from diffbook_lib.runs.progress import Progress
 from diffbook_lib.runs.records import RecordError
 from diffbook_lib.runs.sampling import Samples
@@ -175,7 +175,7 @@ def test_an_old_record_that_lacks_a_field_with_a_default_reads(run, spec):
     old = json.loads(file.read_text())
     for name in ("clip", "noise_seed", "snapshot_every", "sweep"):
         del old["spec"][name]
-    del old["spreads"], old["processes"], old["results"][1]["details"]
+    del old["sha256"], old["starts"], old["spreads"], old["processes"], old["results"][1]["details"]
     file.write_text(json.dumps(old))
     record = records.read_record(file)
     assert record.spec == spec and record.processes == 1 and record.spreads == ()
@@ -201,8 +201,8 @@ def test_grading_carries_the_coordinates_of_samples_and_members(spec, run):
 
 
 def test_code_outside_its_checkout_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "lib" / "runs" / "records.py"))
-    assert records.code_state() == ("unknown", None)
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "lib" / "runs" / "origin.py"))
+    assert origin.code_state() == ("unknown", None)
 
 
 def test_changed_code_is_dirty(tmp_path, monkeypatch):
@@ -210,18 +210,18 @@ def test_changed_code_is_dirty(tmp_path, monkeypatch):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
 
-    module = tmp_path / "diffbook_lib" / "runs" / "records.py"
+    module = tmp_path / "diffbook_lib" / "runs" / "origin.py"
     module.parent.mkdir(parents=True)
     module.write_text("1\n")
     git("init", "-q")
-    monkeypatch.setattr(records, "__file__", str(module))
-    assert records.code_state() == ("unknown", None)  # no commit yet
+    monkeypatch.setattr(origin, "__file__", str(module))
+    assert origin.code_state() == ("unknown", None)  # no commit yet
     git("add", ".")
     git("commit", "-qm", "first")
-    commit, dirty = records.code_state()
+    commit, dirty = origin.code_state()
     assert len(commit) == 40 and dirty is False
     module.write_text("2\n")
-    assert records.code_state() == (commit, True)
+    assert origin.code_state() == (commit, True)
 
 
 def test_the_specification_in_the_folder_and_in_the_record_are_one(run, spec):

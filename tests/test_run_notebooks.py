@@ -70,12 +70,12 @@ def outcome(folder: Path) -> tuple[dict, list]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_with_the_same_bits(smoke, tmp_path):
+def test_a_run_killed_twenty_five_times_ends_with_the_same_bits(smoke, tmp_path):
     """At random moments of starting, training, sampling and grading."""
     method, folder = smoke
     command = [*RUN, method, "smoke", "--out", str(tmp_path / "run")]
     chance, kills, longest = random.Random(5), 0, 4.0
-    while kills < 20:
+    while kills < 25:
         process = subprocess.Popen(
             command,
             env=ENVIRONMENT,

@@ -556,13 +556,13 @@ def test_damaged_metrics_are_reported_and_dropped(tmp_path):
 
 
 def test_watch_shows_rate_and_end(tmp_path, capsys):
-    last = watch(training.events(task(network(), loss), SPEC, tmp_path), SPEC)
+    last = watch(training.Trainer(task(network(), loss), SPEC, tmp_path), SPEC)
     assert last.step == 40
     shown = capsys.readouterr().err
     assert "complete: 100%" in shown and "40/40" in shown and "samples/s" in shown
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = watch(training.events(task(network(), loss), SPEC, tmp_path), SPEC)
+        again = watch(training.Trainer(task(network(), loss), SPEC, tmp_path), SPEC)
     shown = capsys.readouterr().err
     assert again.resumed and "complete: 100%" in shown
     assert "?step/s" in shown.splitlines()[-1]  # nothing was trained, so there is no rate

@@ -1,19 +1,13 @@
-"""Files of data sets: found or downloaded, checked, and read without trusting them.
+"""Files of data sets: found or downloaded, and compared with their published checksums."""
 
-Archives are never unpacked to disk: their members are read into memory one by one, so that
-nothing half-unpacked can be left behind.
-"""
-
-import gzip
 import hashlib
 import os
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 from diffbook_lib.errors import Refused
@@ -90,7 +84,13 @@ class Store:
 
         path = self.find(dataset, file.name) or self._download(dataset, file)
         algorithm, expected = file.checksum.split(":")
-        found = pooch.file_hash(str(path), algorithm)
+        try:
+            found = pooch.file_hash(str(path), algorithm)
+        except OSError as error:
+            raise ArchiveError(
+                f"{path} cannot be read: {error.strerror}. Give this user the right to read it, "
+                "or put a whole file there"
+            ) from error
         if found != expected:
             difference = f"{path}: {algorithm} expected {expected}, found {found}"
             if not self.allow_partial:
@@ -108,11 +108,11 @@ class Store:
         failures = []
         for url in file.urls:
             try:
-                return Path(
-                    pooch.retrieve(
-                        url, file.checksum, file.name, target, progressbar=True
+                with _half_way(target) as place:
+                    fetched = pooch.retrieve(
+                        url, file.checksum, file.name, place, progressbar=True
                     )
-                )
+                    return Path(fetched).replace(target / file.name)
             except Exception as error:
                 failures.append(f"{url}: {error}")
         reason = "; ".join(failures)
@@ -129,43 +129,39 @@ class Store:
         )
 
 
+@contextmanager
+def _half_way(target: Path) -> Iterator[Path]:
+    """A folder in `target` for a download on its way. What killed processes of this machine
+    have left is removed."""
+    begins = f".download-{platform.node()}-"
+    target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob(f"{begins}*"):
+        if not _lives(left.name.removeprefix(begins)):
+            shutil.rmtree(left, ignore_errors=True)
+    place = target / f"{begins}{os.getpid()}"
+    place.mkdir(exist_ok=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _lives(process: str) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def _writable(folder: Path) -> bool:
     """Whether the folder, or the nearest one above it that exists, may be written to."""
     while not folder.exists():
         folder = folder.parent
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
-
-
-def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the wanted files of a tar or zip archive or a folder.
-
-    Raises ArchiveError for a damaged archive and for one with a member that is a link or device
-    or whose name leads outside, wanted or not.
-    """
-    read = _folder if path.is_dir() else _zip if path.suffix == ".zip" else _tar
-    try:
-        yield from read(path, wanted)
-    except (
-        EOFError,
-        OSError,
-        zlib.error,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise _damaged(path, error) from error
-
-
-def names(path: Path) -> list[str]:
-    """The names of all files of an archive or folder, sorted."""
-    seen: list[str] = []
-
-    def note(name: str) -> bool:
-        seen.append(name)
-        return False
-
-    for _ in members(path, note):
-        pass
-    return sorted(seen)
 
 
 def stamp(path: Path) -> str:
@@ -176,67 +172,3 @@ def stamp(path: Path) -> str:
         (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files
     ]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
-
-
-def gunzip(path: Path) -> bytes:
-    """The content of a gzip file. Raises ArchiveError where it is damaged or cut off."""
-    try:
-        if content := gzip.decompress(path.read_bytes()):
-            return content
-        raise EOFError("it is empty")
-    except (EOFError, OSError, zlib.error) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ArchiveError:
-    return ArchiveError(
-        f"{path} is damaged or cut off ({error}). Delete it and obtain it anew"
-    )
-
-
-def _check_member(path: Path, name: str, plain: bool) -> str:
-    """The member's name without a leading `./`, if it is a plain file inside the archive."""
-    parts = PureWindowsPath(name)
-    if parts.drive or parts.root or ".." in parts.parts:
-        raise ArchiveError(
-            f"{path} is unsafe: its member {name!r} leads outside; nothing was read"
-        )
-    if not plain:
-        raise ArchiveError(
-            f"{path} is unsafe: its member {name!r} is a link or a device"
-        )
-    return str(PurePosixPath(name))
-
-
-def _tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            name = _check_member(path, member.name, member.isfile() or member.isdir())
-            content = (
-                archive.extractfile(member)
-                if member.isfile() and wanted(name)
-                else None
-            )
-            if content is not None:
-                yield name, content.read()
-        while archive.fileobj and archive.fileobj.read(2**20):
-            pass  # to the end: only there does gzip compare its own checksum
-
-
-def _zip(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-        names = [
-            _check_member(path, i.filename, not stat.S_ISLNK(i.external_attr >> 16))
-            for i in infos
-        ]
-        for info, name in zip(infos, names, strict=True):
-            if not info.is_dir() and wanted(name):
-                yield name, archive.read(info)
-
-
-def _folder(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if file.is_file() and wanted(name):
-            yield name, file.read_bytes()

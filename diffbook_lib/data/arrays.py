@@ -91,7 +91,9 @@ class _File(NamedTuple):
 def _open(path: Path) -> Iterator[_File]:
     from safetensors import SafetensorError
 
-    opener = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}[path.suffix]
+    opener = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}[
+        path.suffix.lower()
+    ]
     broken = (
         OSError,
         EOFError,

@@ -6,6 +6,7 @@ Examples are 16-bit samples (length,), padded with silence or cut at the end.
 import io
 import math
 import re
+import struct
 import wave
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffbook_lib.data.archives import ArchiveError, Published, Store, members
+from diffbook_lib.data.archives import ArchiveError, Published, Store
 from diffbook_lib.data.datasets import ArrayDataset
-from diffbook_lib.files import cached_tensors
+from diffbook_lib.data.picture_files import decoded
+from diffbook_lib.data.unpacking import members
 
 Samples = npt.NDArray[np.int16]
 
@@ -57,8 +59,8 @@ def sc09(store: Store, split: str) -> ArrayDataset:
     The archive's own lists say which clips validate and test: 31,158 / 3,643 / 4,107.
     """
     found = store.get("sc09", SPEECH_COMMANDS)
-    key = f"examples/sc09-{split}-{found.digest[:16]}"
-    tensors = cached_tensors(key, lambda: _sc09(found.path, split))
+    key = f"sc09-{split}-{found.digest[:16]}"
+    tensors = decoded(key, lambda: _sc09(found.path, split))
     official = {"train": 31_158, "valid": 3_643, "test": 4_107}[split]
     return _dataset(
         "sc09",
@@ -73,7 +75,7 @@ def _sc09(path: Path, split: str) -> dict[str, torch.Tensor]:
         path, lambda name: bool(_word(name)) or name in _LISTS.values()
     ):
         if name in _LISTS.values():
-            lists[name] = set(data.decode("ascii").split())
+            lists[name] = set(data.decode(errors="replace").split())
         else:
             clips[name] = fit(read_wav(data, 16_000, f"{path}: {name}"), 16_000)
     if missing := set(_LISTS.values()) - set(lists):
@@ -154,12 +156,17 @@ def read_wav(data: bytes, rate: int, origin: str) -> Samples:
     try:
         with wave.open(io.BytesIO(data)) as sound:
             form = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
-            samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
-    except (EOFError, wave.Error, ValueError) as error:
+            count = sound.getnframes()
+            samples = np.frombuffer(sound.readframes(count), "<i2")
+    except (EOFError, wave.Error, ValueError, struct.error, RuntimeError) as error:
         raise ArchiveError(f"{origin} is not a wav file: {error}") from error
     if form != (1, 2, rate):
         raise ArchiveError(
             f"{origin}: (channels, bytes, rate) is {form}, not (1, 2, {rate})"
+        )
+    if len(samples) != count:
+        raise ArchiveError(
+            f"{origin} is cut off: it holds {len(samples):,} of {count:,} samples"
         )
     return samples
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffbook_lib.data.archives import ArchiveError, Published, Store, members
+from diffbook_lib.data.archives import ArchiveError, Published, Store
 from diffbook_lib.data.datasets import ArrayDataset
+from diffbook_lib.data.unpacking import members
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
@@ -77,9 +78,7 @@ def _load(source: Batches, store: Store, split: str) -> ArrayDataset:
     }
     if missing := set(wanted) - set(content):
         raise ArchiveError(f"{path} lacks {', '.join(sorted(missing))}")
-    classes = tuple(
-        _text(name) for name in content[source.meta].get(source.class_names, ())
-    )
+    classes = _classes(content[source.meta].get(source.class_names), path)
     parts = [
         _part(content[name], source.labels, len(classes), path)
         for name in wanted[:-1]
@@ -94,6 +93,12 @@ def _load(source: Batches, store: Store, split: str) -> ArrayDataset:
         name=source.name,
         description=f"{source.title}, {split}: {len(images):,} of {official:,} images",
     )
+
+
+def _classes(names: Any, path: Path) -> tuple[str, ...]:
+    if isinstance(names, list) and all(isinstance(n, bytes | str) for n in names):
+        return tuple(map(_text, names))
+    raise ArchiveError(f"{path} holds no list of the names of classes")
 
 
 def _part(
@@ -117,34 +122,72 @@ def _part(
     return pixels, np.asarray(numbers, dtype=np.int64)
 
 
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+class _Array:
+    """Stands in for a NumPy array while a pickle is read: keeps what it is told, and does
+    nothing with it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments, self.state = arguments, ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The bytes (n, k) that this was told to be; ValueError if it was told other things."""
+        match self.state:
+            case (
+                1,
+                (int(n), int(k)),
+                _Type(arguments=(name, *_)),
+                _,
+                bytes(content),
+            ):
+                whole = min(n, k) >= 0 and n * k == len(content)
+                if whole and _text(name) == "u1":
+                    return np.frombuffer(bytearray(content), np.uint8).reshape(n, k)
+        raise ValueError("it holds an array that is not one of bytes (n, k)")
+
+
+class _Type(_Array):
+    """Stands in for the type of an array's numbers."""
+
+
+class _Kind:
+    """Stands in for the class of arrays."""
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Kind,
+    ("numpy", "dtype"): _Type,
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Allows numbers, text, containers and NumPy arrays: nothing a pickle names is called."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Allows numbers, text, containers and NumPy arrays: nothing a pickle names is called. In
+    Python, because the one in C asks for as much memory as a pickle says."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which is not allowed"
             )
-        return _ALLOWED[module, name]
+        return _STAND_INS[module, name]
 
 
 def plain_pickle(data: bytes, origin: str) -> dict[str, Any]:
-    """A pickled dict of plain values and NumPy arrays, Python 2's text keys decoded.
+    """A pickled dict of plain values and arrays of bytes (n, k), Python 2's text keys decoded.
 
     Raises ArchiveError, naming `origin`, for a damaged pickle and for one that asks for
     anything else.
     """
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-        return {_text(key): value for key, value in content.items()}
+        return {
+            _text(key): value.array() if isinstance(value, _Array) else value
+            for key, value in content.items()
+        }
     except Exception as error:
         raise ArchiveError(
             f"{origin} is not a plain pickle: {error}; it was not read"
@@ -152,4 +195,4 @@ def plain_pickle(data: bytes, origin: str) -> dict[str, Any]:
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffbook_lib.data.archives import ArchiveError, Published, Store, gunzip
+from diffbook_lib.data.archives import ArchiveError, Published, Store
 from diffbook_lib.data.datasets import ArrayDataset
+from diffbook_lib.data.unpacking import gunzip
 
 
 class Idx(NamedTuple):

@@ -15,8 +15,6 @@ from diffbook_lib.data.archives import (
     DataError,
     MissingDataError,
     Store,
-    members,
-    names,
 )
 from diffbook_lib.data.datasets import ArrayDataset
 from diffbook_lib.data.description import Description
@@ -25,9 +23,10 @@ from diffbook_lib.data.picture_files import (
     arrange,
     collect,
     decode,
+    decoded,
     is_picture,
 )
-from diffbook_lib.files import cached_tensors
+from diffbook_lib.data.unpacking import members, names
 
 NAME = "folder"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -74,8 +73,8 @@ def folder(
     arrangement, held_out = _arranged(place)
     part = ("train" if split == "train" else held_out) if held_out else ""
     numbers = arrangement.parts[part]
-    key = f"examples/own-{digest[:32]}-{part or 'all'}-{size or 'as-is'}"
-    tensors = cached_tensors(key, lambda: collect(place, numbers.get, size))
+    key = f"own-{digest[:32]}-{part or 'all'}-{size or 'as-is'}"
+    tensors = decoded(key, lambda: collect(place, numbers.get, size))
     everything = ArrayDataset(
         tensors["examples"],
         tensors["labels"] if arrangement.classes else None,
@@ -134,7 +133,7 @@ def _place(path: str, size: int = 0, levels: int = 0) -> Path:
             f"path is {path}, but {place.absolute()} does not exist"
         )
     allowed = (*ARCHIVES, *arrays.SUFFIXES)
-    if place.is_file() and not place.name.endswith(allowed):
+    if place.is_file() and not place.name.lower().endswith(allowed):
         raise DataError(
             f"path is {path}; it must be a folder of pictures or a file that ends in "
             f"{', '.join(allowed)}"
@@ -152,7 +151,7 @@ def _place(path: str, size: int = 0, levels: int = 0) -> Path:
 
 
 def _is_array(place: Path) -> bool:
-    return place.is_file() and place.suffix in arrays.SUFFIXES
+    return place.is_file() and place.suffix.lower() in arrays.SUFFIXES
 
 
 def _arranged(place: Path) -> tuple[Arrangement, str]:

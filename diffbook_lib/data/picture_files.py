@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from diffbook_lib.bars import progress_bar
-from diffbook_lib.data.archives import ArchiveError, members
+from diffbook_lib.data.archives import ArchiveError
+from diffbook_lib.data.unpacking import members
+from diffbook_lib.files import cached_tensors
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # others may start programs
+DECODING = 2  # counted up when `decode` gives something else
 MEMORY_LIMIT = 16 * 2**30
 
 
@@ -21,14 +25,14 @@ def decode(data: bytes, origin: str, size: int = 0) -> npt.NDArray[np.uint8]:
     """A picture file as uint8 (3, height, width), grey ones as colour.
 
     size: cut out the largest central square and resize it to size x size (Lanczos); 0: as it
-        is.
+        is. 16 bits become the nearest of 8. Raises ArchiveError for what is no such picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            picture = _eight_bits(opened).convert("RGB")
+    except Exception as error:  # of any kind, by what is broken in the file
         raise ArchiveError(f"{origin} is not a readable picture: {error}") from error
     if size and picture.size != (size, size):
         side = min(picture.size)
@@ -36,6 +40,25 @@ def decode(data: bytes, origin: str, size: int = 0) -> npt.NDArray[np.uint8]:
         square = picture.crop((left, top, left + side, top + side))
         picture = square.resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A picture of 16 bits, which Pillow would cut off at 255, with 8."""
+    from PIL import Image
+
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 2**16 - 1:
+        raise ValueError(f"it holds numbers from {values.min()} to {values.max()}")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def decoded(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`examples` and `labels` that `build` decodes, kept in the cache under a key that names
+    everything they are made of."""
+    name = f"examples/{key}-{DECODING}"
+    return cached_tensors(name, build, {"examples", "labels"})
 
 
 def collect(

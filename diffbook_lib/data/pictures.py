@@ -1,5 +1,6 @@
 """Published collections of picture files: ImageNet and parts of it, CelebA, CIFAR-10 as JPEG."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -9,13 +10,11 @@ from diffbook_lib.data.archives import (
     MissingDataError,
     Published,
     Store,
-    members,
-    names,
     stamp,
 )
 from diffbook_lib.data.datasets import ArrayDataset
-from diffbook_lib.data.picture_files import arrange, collect
-from diffbook_lib.files import cached_tensors
+from diffbook_lib.data.picture_files import arrange, collect, decoded
+from diffbook_lib.data.unpacking import damaged, members, names
 
 TINY_IMAGENET = Published(
     "tiny-imagenet-200.zip",
@@ -65,7 +64,8 @@ def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
         inner + name for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")
     }
     content = {
-        n: data.decode() for n, data in members(found.path, tables.__contains__)
+        n: data.decode(errors="replace")
+        for n, data in members(found.path, tables.__contains__)
     }
     if missing := tables - set(content):
         raise ArchiveError(f"{found.path} lacks {', '.join(sorted(missing))}")
@@ -93,8 +93,8 @@ def tiny_imagenet(store: Store, split: str) -> ArrayDataset:
                 return number.get(wnid)
         return None
 
-    key = f"examples/tiny-imagenet-{split}-{found.digest[:16]}"
-    tensors = cached_tensors(key, lambda: collect(found.path, label))
+    key = f"tiny-imagenet-{split}-{found.digest[:16]}"
+    tensors = decoded(key, lambda: collect(found.path, label))
     count, official = (
         len(tensors["labels"]),
         {"train": 100_000, "test": 10_000}[split],
@@ -112,8 +112,8 @@ def cifar10_jpeg(store: Store, split: str) -> ArrayDataset:
     """A JPEG copy of CIFAR-10: the same pictures, lossy, in another order. Not for comparison."""
     found = store.get("cifar10-jpeg", CIFAR10_JPEG)
     number = {f"{split}/{name}": i for i, name in enumerate(CIFAR10_CLASSES)}
-    tensors = cached_tensors(
-        f"examples/cifar10-jpeg-{split}-{found.digest[:16]}",
+    tensors = decoded(
+        f"cifar10-jpeg-{split}-{found.digest[:16]}",
         lambda: collect(
             found.path, lambda name: number.get(str(PurePosixPath(name).parent))
         ),
@@ -134,8 +134,8 @@ def celebahq(store: Store, split: str, *, size: int = 256) -> ArrayDataset:
     numbers = {
         name: 0 for part in arrange(names(path)).parts.values() for name in part
     }
-    key = f"examples/celebahq-{size}-{stamp(path)}"
-    tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
+    key = f"celebahq-{size}-{stamp(path)}"
+    tensors = decoded(key, lambda: collect(path, numbers.get, size))
     return ArrayDataset(
         tensors["examples"],
         name="celebahq",
@@ -167,8 +167,8 @@ def _train_and_val(
     """Pictures under train/<class>/ and val/<class>/."""
     arrangement = arrange(names(path), ("train", "val"))
     numbers = arrangement.parts.get({"train": "train", "test": "val"}[split], {})
-    key = f"examples/{name}-{split}-{size}-{stamp(path)}"
-    tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
+    key = f"{name}-{split}-{size}-{stamp(path)}"
+    tensors = decoded(key, lambda: collect(path, numbers.get, size))
     return ArrayDataset(
         tensors["examples"],
         tensors["labels"] if arrangement.classes else None,
@@ -189,21 +189,22 @@ def celeba(
     path = _own_copy(store, "celeba", places, CELEBA_STEPS)
     part = {"train": "0", "valid": "1", "test": "2"}[split]
     listed = _own_copy(store, "celeba", ("list_eval_partition.txt",), CELEBA_STEPS)
-    mine = {name for name, number in map(str.split, _lines(listed)) if number == part}
+    mine = {name for name, number in _rows(listed, 2) if number == part}
     table = _own_copy(store, "celeba", ("list_attr_celeba.txt",), CELEBA_STEPS)
-    _, header, *rows = _lines(table)
-    if attribute not in header.split():
+    header = [*_lines(table), "", ""][1].split()
+    if attribute not in header:
         raise DataError(
-            f"attribute {attribute!r} is none of {', '.join(header.split())}"
+            f"{table}: attribute {attribute!r} is none of {', '.join(header) or '(none)'}"
         )
-    column = 1 + header.split().index(attribute)
+    column = 1 + header.index(attribute)
     answers = {
         row[0]: int(row[column] == "1")
-        for row in map(str.split, rows)
+        for row in _rows(table, 1 + len(header), skip=2)
         if row[0] in mine
     }
-    key = f"examples/celeba-{split}-{size}-{attribute}-{stamp(path)}-{stamp(table)}"
-    tensors = cached_tensors(
+    asked = hashlib.sha256(repr(sorted(answers.items())).encode()).hexdigest()[:16]
+    key = f"celeba-{split}-{size}-{asked}-{stamp(path)}"
+    tensors = decoded(
         key,
         lambda: collect(
             path, lambda name: answers.get(PurePosixPath(name).name), size
@@ -230,4 +231,20 @@ def _own_copy(store: Store, dataset: str, names: tuple[str, ...], steps: str) ->
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    """The lines of a table that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise damaged(path, error) from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
+    """The words of each line of a table after the first `skip`."""
+    rows = [line.split() for line in _lines(path)[skip:]]
+    for number, row in enumerate(rows, 1 + skip):
+        if len(row) != columns:
+            raise ArchiveError(
+                f"{path}: line {number} has {len(row)} words, not {columns}: {' '.join(row)[:60]!r}"
+            )
+    return rows

@@ -10,14 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffbook_lib.data.archives import (
-    ArchiveError,
-    DataError,
-    Published,
-    Store,
-    members,
-)
+from diffbook_lib.data.archives import ArchiveError, DataError, Published, Store
 from diffbook_lib.data.datasets import ArrayDataset
+from diffbook_lib.data.unpacking import members
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 SPLITS = ("train", "valid", "test")

@@ -15,7 +15,7 @@ from diffbook_lib.specs import RunSpec, SpecError
 
 def tagged(notebook: Path, *tags: str) -> list[str]:
     """The source of each code cell that carries one of the tags, read as plain JSON."""
-    cells = json.loads(notebook.read_text())["cells"]
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [
         "".join(cell["source"])
         for cell in cells

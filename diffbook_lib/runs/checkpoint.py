@@ -8,7 +8,7 @@ is ever unpickled.
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffbook_lib.runs.progress import Progress
 
 KEPT = 2  # the newest checkpoint and the one before
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of a weight that Adam has moved
 
 
 class CheckpointError(Failed):
@@ -106,7 +107,8 @@ def save_run(
     """The checkpoint of a run: the state of its parts by name, and the optimiser's moments of
     each weight in order."""
     states = {name: part.state_dict() for name, part in parts.items()}
-    states |= {f"optimizer/{i}": moment for i, moment in enumerate(moments)}
+    optimizer = list(moments)
+    states |= {f"optimizer/{i}": moment for i, moment in enumerate(optimizer)}
     tensors = {
         f"{owner}/{name}": value
         for owner, values in states.items()
@@ -114,7 +116,8 @@ def save_run(
     }
     info = {
         "parts": sorted(parts),
-        "progress": asdict(progress) if progress else None,
+        "idle": [i for i, moment in enumerate(optimizer) if not moment],
+        "progress": progress.saved() if progress else None,
     }
     save(run / "checkpoints", samples, tensors, info)
 
@@ -124,8 +127,12 @@ def load_run(
 ) -> dict[Tensor, dict[str, Tensor]]:
     """Give each part its state, and return the optimiser's moments of each weight.
 
-    Raises PartsDiffer unless the checkpoint holds exactly these parts.
+    Raises PartsDiffer unless the checkpoint holds exactly these parts and moments.
     """
+    if lacking := {"parts", "progress"} - found.info.keys():
+        raise _of_another_version(
+            found, f"it does not say its {', '.join(sorted(lacking))}"
+        )
     if (saved := found.info["parts"]) != sorted(parts):
         raise PartsDiffer(
             f"{found.path} holds {', '.join(saved)}, but this task has {', '.join(sorted(parts))}; "
@@ -138,6 +145,8 @@ def load_run(
             raise PartsDiffer(
                 f"{found.path}: {name} does not fit this task: {error}"
             ) from None
+    weights = list(weights)
+    _check_moments(found, weights)
     return {
         p: {
             key: torch.empty_like(p, dtype=value.dtype).copy_(value)
@@ -147,6 +156,32 @@ def load_run(
         }
         for i, p in enumerate(weights)
     }
+
+
+def _check_moments(found: Checkpoint, weights: list[nn.Parameter]) -> None:
+    """Raise PartsDiffer unless every weight that Adam has moved has all its moments."""
+    begun, idle = found.info["progress"], found.info.get("idle", ())
+    for i, weight in enumerate(weights):
+        moments = part(found, f"optimizer/{i}")
+        wanted = MOMENTS if begun and i not in idle else set()
+        if moments.keys() != wanted:
+            raise _of_another_version(
+                found,
+                f"the moments of weight {i} are {sorted(moments)}, not {sorted(wanted)}",
+            )
+        for name in moments.keys() - {"step"}:
+            if (shape := moments[name].shape) != weight.shape:
+                raise _of_another_version(
+                    found,
+                    f"{name} of weight {i} has shape {tuple(shape)}, not {tuple(weight.shape)}",
+                )
+
+
+def _of_another_version(found: Checkpoint, difference: str) -> PartsDiffer:
+    return PartsDiffer(
+        f"{found.path} is of another version: {difference}; continue the run with the code that "
+        "wrote it, or start another"
+    )
 
 
 def part(found: Checkpoint, owner: str) -> dict[str, Tensor]:

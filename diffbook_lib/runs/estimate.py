@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diffbook_lib import data
-from diffbook_lib.errors import Refused
+from diffbook_lib.errors import DiffbookError, Refused
 from diffbook_lib.metrics import grading_flops
 from diffbook_lib.runs import cells, presets
-from diffbook_lib.specs import RunSpec, nearest
+from diffbook_lib.specs import RunSpec, SpecError, nearest
 
 # Dense peak in TFLOP/s from NVIDIA's data sheets: bf16 on tensor cores, fp32 without them.
 PEAK = {
@@ -168,9 +168,18 @@ def member_cost(spec: RunSpec) -> dict[str, int]:
 
 
 def network(spec: RunSpec) -> tuple[nn.Module, tuple[Any, ...]]:
-    """The network of a run and the inputs of one sample, on the meta device."""
-    with torch.device("meta"):
-        net, example = cells.defined(cells.execute(spec, "network"), "net", "example")
+    """The network of a run and the inputs of one sample, on the meta device.
+
+    Raises SpecError for a network that does not fit the data.
+    """
+    try:
+        with torch.device("meta"):
+            made = cells.execute(spec, "network")
+    except DiffbookError:
+        raise
+    except ValueError as error:
+        raise SpecError(f"network: {error}") from None
+    net, example = cells.defined(made, "net", "example")
     return net, example
 
 

@@ -1,6 +1,7 @@
 """Run folders: `spec.json` decides whether a later start continues the run, `.lock` keeps others
 out while one process works there."""
 
+import hashlib
 import json
 import os
 import time
@@ -31,8 +32,15 @@ class FolderError(Refused):
 
 
 def default_folder(spec: RunSpec) -> Path:
-    """Where a run goes that was given no folder: runs/<method>-<preset>."""
-    return presets.root() / "runs" / f"{spec.method}-{spec.preset}"
+    """Where a run goes that was given no folder: runs/<method>-<preset>, and behind that, where
+    it differs from the preset, a short hash of the difference."""
+    preset = specs.make(spec.method, presets.read(spec.method, spec.preset))
+    values, others = (one.model_dump(mode="json") for one in (spec, preset))
+    changed = {name: values[name] for name in values if values[name] != others[name]}
+    changed.pop("data_hash", None)  # the same run, which its changed data will stop
+    text = json.dumps(changed, sort_keys=True)
+    behind = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if changed else ""
+    return presets.root() / "runs" / f"{spec.method}-{spec.preset}{behind}"
 
 
 def check(folder: str | Path, spec: RunSpec) -> bool:
@@ -65,7 +73,8 @@ def check(folder: str | Path, spec: RunSpec) -> bool:
             f"{folder} holds a run with other values (there -> now):\n"
             + "\n".join(lines)
             + changed
-            + "\ngive the new run its own folder (out), or remove the old one"
+            + "\ngive the new run its own folder (--out DIR; in a notebook: out), or remove the "
+            "old one"
         )
     return True
 
@@ -92,7 +101,7 @@ def read_spec(folder: str | Path) -> RunSpec:
     if not file.exists():
         raise FolderError(f"{folder} is no run folder: it has no spec.json")
     try:
-        mapping = json.loads(file.read_text())
+        mapping = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         mapping = error
     if not isinstance(mapping, dict):

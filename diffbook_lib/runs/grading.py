@@ -8,8 +8,9 @@ from time import perf_counter
 from torch import Tensor
 
 from diffbook_lib import data
+from diffbook_lib.bars import progress_bar
 from diffbook_lib.metrics import Judge, Measurement
-from diffbook_lib.runs import records
+from diffbook_lib.runs import origin, records
 from diffbook_lib.runs.sampling import Samples
 from diffbook_lib.runs.sweeps import Member
 from diffbook_lib.runs.workers import device
@@ -50,7 +51,7 @@ def grade(
             at={**drawn.at, **found.at},
             details={**found.details, "nfe": drawn.nfe},
         )
-        for drawn in samples
+        for drawn in progress_bar()(list(samples), "grading", unit="set")
         for found in judge(drawn.x)
     ]
     return Graded(results, perf_counter() - started)
@@ -64,7 +65,7 @@ def measure(
     the figure's own."""
     started = perf_counter()
     found = []
-    for member in members:
+    for member in progress_bar()(list(members), "measuring", unit="model"):
         figures = figure(member)
         several = [figures] if isinstance(figures, Measurement) else figures
         found += [replace(one, at={**member.at, **one.at}) for one in several]
@@ -89,12 +90,15 @@ def finish(
     processes: int = 1,
 ) -> Path:
     """Write the record of a run, which marks it as complete; returns its file."""
+    trained = [one for m in members if m.progress for one in m.progress.starts]
+    drawn = origin.together(one for part in samples for one in part.starts)
     return records.write_record(
         run,
         spec,
         [found for part in graded for found in part.results],
         training_seconds=sum(m.progress.seconds for m in members if m.progress),
-        sampling_seconds=sum(drawn.seconds for drawn in samples),
+        sampling_seconds=sum(part.seconds for part in samples),
         grading_seconds=sum(part.seconds for part in graded),
         processes=processes,
+        starts=(*trained, *drawn),
     )

@@ -2,13 +2,14 @@
 
 import logging
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffbook_lib.runs import cells, presets, records
+from diffbook_lib.errors import Stopped
+from diffbook_lib.runs import cells, estimate, presets, records
 from diffbook_lib.runs import folder as folders
 from diffbook_lib.runs.launch import RunFailed, end_with_parent
 from diffbook_lib.runs.presets import notebook_path, root
@@ -17,6 +18,8 @@ from diffbook_lib.runs.sweeps import members
 from diffbook_lib.runs.training import train
 from diffbook_lib.runs.workers import leave
 from diffbook_lib.specs import RunSpec, SpecError
+
+PARTIAL = "notebook.partial.ipynb"  # while papermill writes it
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def prepare(
                 f"divide the batch of {batch} examples"
             )
     folders.check(folder, spec)
+    _check_networks(spec)
     parameters = {
         "preset": preset,
         **changes,
@@ -83,6 +87,7 @@ def run(
         raise SpecError(f"where is {where!r}; it must be 'local' or 'slurm'")
     plan = prepare(method, preset, changes, out, processes)
     if records.is_complete(plan.folder, plan.spec):
+        _name_notebook(plan.folder)  # of a start that was killed after the record
         print(f"complete: {plan.folder / 'record.json'}")
         return plan.folder
     _check_data(plan.spec)
@@ -106,6 +111,14 @@ def run(
     return plan.folder
 
 
+def _check_networks(spec: RunSpec) -> None:
+    """Build each network once without its numbers, so that what does not fit is said at once."""
+    same = {"seed": 0, "noise_seed": 0}
+    members = [spec.member(at).model_copy(update=same) for at in spec.members()]
+    for member in {one.model_dump_json(): one for one in members}.values():
+        estimate.network(member)
+
+
 def _check_data(spec: RunSpec) -> None:
     """Load the data of a run once, so that what is missing or damaged is said before it starts."""
     own = {(m.dataset, m.path): m for m in map(spec.member, spec.members())}
@@ -116,18 +129,15 @@ def _check_data(spec: RunSpec) -> None:
 def _execute(plan: Plan) -> None:
     """Papermill on the run notebook, its output shown as it comes.
 
-    The executed notebook takes its final name when papermill ends, so that a run killed while it
-    was being saved leaves no half notebook under that name.
+    The executed notebook takes its final name when papermill ends.
     """
     try:
-        import papermill
-        from nbclient.exceptions import DeadKernelError
+        from diffbook_lib.runs import kernels
     except ImportError as error:
         raise RunFailed(
             f"{error}: running a notebook needs papermill, pip install 'diffbook_lib[notebook]'; "
             "`train` and `sample` work without"
         ) from None
-    partial = plan.folder / "notebook.partial.ipynb"
     # parameters that the notebook's cell does not name are meant: the specification knows them
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["DIFFBOOK_TEXT_BAR"] = (
@@ -135,54 +145,63 @@ def _execute(plan: Plan) -> None:
     )
     folders.unlock(plan.folder)  # the kernel locks it
     try:
-        papermill.execute_notebook(
-            plan.notebook,
-            partial,
-            parameters=dict(plan.parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=root(),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
-    except papermill.PapermillExecutionError as error:
-        raise RunFailed(
-            f"cell {error.exec_count} of {plan.notebook.name} failed with "
-            f"{error.ename}: {error.evalue}\nexecuted up to there: {plan.folder / 'notebook.ipynb'}"
-        ) from None
-    except DeadKernelError:
-        raise RunFailed(
-            f"the kernel of {plan.notebook.name} died, perhaps for want of memory; the same "
-            "command continues from the last checkpoint"
-        ) from None
+        with _stoppable(plan.folder):
+            kernels.execute(
+                plan.notebook, plan.folder / PARTIAL, plan.parameters, root()
+            )
     finally:
-        if partial.exists():
-            partial.replace(plan.folder / "notebook.ipynb")
+        _name_notebook(plan.folder)
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Ctrl-C becomes a sentence that says how far the run has come."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = [*folder.rglob("checkpoints/[0-9]*.safetensors")]
+        if not saved:
+            raise Stopped("stopped; the same command starts anew") from None
+        newest = max(saved, key=lambda file: file.stat().st_mtime_ns)
+        spec = folders.read_spec(newest.parents[1])
+        raise Stopped(
+            f"stopped at step {int(newest.stem) // spec.batch} of {spec.steps}; the same command "
+            "continues"
+        ) from None
+
+
+def _name_notebook(folder: Path) -> None:
+    """Give the executed notebook its final name, if one was begun."""
+    with suppress(FileNotFoundError):
+        (folder / PARTIAL).replace(folder / "notebook.ipynb")
 
 
 def train_folder(folder: str | Path) -> None:
     """Train the run of a folder that holds spec.json, every member of it; under torchrun, one of
-    its processes."""
-    for member in members(_claimed(folder), Path(folder).resolve(), None, "build"):
-        train(member.folder, member.spec, member.task)
+    its processes. Stopped by Ctrl-C, it raises Stopped."""
+    folder = Path(folder).resolve()
+    with _stoppable(folder):
+        for member in members(_claimed(folder), folder, None, "build"):
+            train(member.folder, member.spec, member.task)
     leave()
 
 
 def sample_folder(folder: str | Path) -> None:
     """Draw the samples of a trained run that its folder lacks; under torchrun, those that fall
-    to this process."""
-    for member in members(_claimed(folder), Path(folder).resolve()):
-        draw_missing(member)
+    to this process. Stopped by Ctrl-C, it raises Stopped."""
+    folder = Path(folder).resolve()
+    with _stoppable(folder):
+        for member in members(_claimed(folder), folder):
+            draw_missing(member)
     leave()
 
 
-def _claimed(folder: str | Path) -> RunSpec:
+def _claimed(folder: Path) -> RunSpec:
     """The specification of a run folder, locked by the first of the processes."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     spec = folders.read_spec(folder)
-    folders.lock(Path(folder))
+    folders.lock(folder)
     return spec
 
 

@@ -89,7 +89,8 @@ def torchrun(folder: Path, processes: int, stage: str) -> None:
             _tidy(folder)
     if process.returncode:
         raise RunFailed(
-            f"{stage} with {processes} processes in {folder} {_reason(shown)}"
+            f"{stage} with {processes} processes in {folder} "
+            f"{_reason(shown, process.returncode)}"
         )
 
 
@@ -99,14 +100,16 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _reason(shown: str) -> str:
-    """What torchrun's output says about a failure, without its own log."""
+def _reason(shown: str, code: int) -> str:
+    """What torchrun's exit code and output say about a failure, without its own log."""
+    who, number = "the launcher", -code
     # torchrun itself ends the others by signal 15
     if killed := re.search(r"exitcode *: -(?!15 )(\d+) \(pid: (\d+)\)", shown):
-        name = signal.Signals(int(killed[1])).name
+        who, number = f"process {killed[2]}", int(killed[1])
+    if number > 0:
         return (
-            f"failed: process {killed[2]} was ended by {name}, perhaps for want of memory; the "
-            "same command continues from the last checkpoint"
+            f"failed: {who} was ended by {signal.Signals(number).name}, perhaps for want of "
+            "memory; the same command continues from the last checkpoint"
         )
     said = re.split(
         r"^[WE]\d{4} .*torch/distributed", shown, maxsplit=1, flags=re.MULTILINE

@@ -13,7 +13,14 @@ from typing import Any
 import yaml
 
 from diffbook_lib import specs
-from diffbook_lib.specs import RunSpec, SpecError, check_name, nearest
+from diffbook_lib.specs import (
+    RunSpec,
+    SpecError,
+    check_name,
+    nearest,
+    plain_yaml,
+    shown,
+)
 
 EXECUTION = (
     "out",
@@ -26,7 +33,12 @@ SEEN = "_parameters"  # in a notebook: the names its parameters cell had set at 
 def root() -> Path:
     """The repository: DIFFBOOK_ROOT, else the checkout this library or this folder lies in."""
     if chosen := os.environ.get("DIFFBOOK_ROOT"):
-        return Path(chosen).resolve()
+        if (Path(chosen) / "nbs" / "presets").is_dir():
+            return Path(chosen).resolve()
+        raise SpecError(
+            f"DIFFBOOK_ROOT is {chosen}, but there is no folder nbs/presets in it; name a "
+            "checkout of the book, or leave the variable out"
+        )
     here = Path.cwd()
     for folder in (Path(__file__).resolve().parents[2], here, *here.parents):
         if (folder / "nbs" / "presets").is_dir():
@@ -69,14 +81,16 @@ def read(method: str, name: str) -> dict[str, Any]:
     """The parameters that a preset sets, as they stand in its file."""
     file = path(method, name)
     try:
-        mapping = yaml.safe_load(file.read_text())
+        mapping = plain_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise SpecError(f"{file} is not plain YAML: {error}") from None
     if not isinstance(mapping, dict):
-        raise SpecError(f"{file} must hold lines 'parameter: value', not {mapping!r}")
+        raise SpecError(
+            f"{file} must hold lines 'parameter: value', not {shown(mapping)}"
+        )
     if mapping.get("preset") != name:
         raise SpecError(
-            f"{file} says preset: {mapping.get('preset')!r}; it must repeat its own name, "
+            f"{file} says preset: {shown(mapping.get('preset'))}; it must repeat its own name, "
             f"preset: {name}, so that the notebook knows it under plain papermill too"
         )
     return mapping
@@ -84,7 +98,7 @@ def read(method: str, name: str) -> dict[str, Any]:
 
 def summary(method: str, name: str) -> str:
     """The first comment line of a preset's file."""
-    lines = path(method, name).read_text().splitlines()
+    lines = path(method, name).read_text(encoding="utf-8").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
 
 

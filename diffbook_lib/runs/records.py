@@ -1,22 +1,17 @@
 """Records: what a run was asked to do, what it measured, on what, with which code."""
 
+import hashlib
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -25,43 +20,19 @@ from pydantic import (
 from diffbook_lib import files, specs
 from diffbook_lib.errors import Refused
 from diffbook_lib.metrics import Measurement
-from diffbook_lib.specs import RunSpec
-
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "accelerate",
-    "safetensors",
-    "torchdiffeq",
-    "torch-fidelity",
+from diffbook_lib.runs.origin import (
+    Hardware,
+    Model,
+    Start,
+    code_state,
+    hardware,
+    versions,
 )
+from diffbook_lib.specs import RunSpec
 
 
 class RecordError(Refused):
     """A record, or the list of published figures, cannot be used."""
-
-
-class Model(BaseModel):
-    """Plain data with finite numbers and no unknown fields."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True
-    )
-
-
-class Hardware(Model):
-    """The machine of a run."""
-
-    cpu: str = Field(description="model name of the processor")
-    cores: int = Field(ge=1, description="cores this process may use")
-    gpu: str | None = Field(
-        None, description="model name and number of the GPUs, if any"
-    )
-
-    def __str__(self) -> str:
-        return self.gpu or f"{self.cpu}, {self.cores} core" + (
-            "s" if self.cores > 1 else ""
-        )
 
 
 class Spread(Model):
@@ -104,8 +75,11 @@ class Record(Model):
         ge=0, description="spent measuring, in the last start"
     )
     samples_per_second: float | None = Field(None, ge=0, description="training speed")
-    processes: int = Field(1, ge=1, description="processes of training and sampling")
-    commit: str = Field(description="git commit of the code, or 'unknown'")
+    processes: int = Field(1, ge=1, description="processes of the last start")
+    starts: tuple[Start, ...] = Field(
+        (), description="the starts whose work is in the results, over all members"
+    )
+    commit: str = Field(description="git commit of the last start, or 'unknown'")
     dirty: bool | None = Field(description="whether the code had uncommitted changes")
     versions: dict[str, str] = Field(description="versions of the libraries")
     hardware: Hardware
@@ -183,6 +157,7 @@ def write_record(
     sampling_seconds: float,
     grading_seconds: float,
     processes: int = 1,
+    starts: Sequence[Start] = (),
 ) -> Path:
     """Write record.json, which marks the run as complete.
 
@@ -211,6 +186,7 @@ def write_record(
             grading_seconds=grading_seconds,
             samples_per_second=seen / training_seconds if training_seconds else None,
             processes=processes,
+            starts=tuple(starts),
             commit=commit,
             dirty=dirty,
             versions=versions(),
@@ -221,20 +197,52 @@ def write_record(
         raise RecordError(
             f"{folder}: these results make no record: {error}"
         ) from None
-    file = Path(folder) / "record.json"
-    files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
+    return save_record(record, Path(folder) / "record.json")
+
+
+def save_record(record: Record, file: Path) -> Path:
+    """Write a record, with a SHA-256 of what it says."""
+    content = record.model_dump(mode="json")
+    content["sha256"] = _digest(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    files.atomic_write(file, f"{text}\n".encode())
     return file
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of what a record says, however it is set out."""
+    kept = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(file: str | Path) -> Record:
     """The record of a run folder or of a record file; RecordError if it is not a valid one."""
-    file = Path(file) / "record.json" if Path(file).is_dir() else Path(file)
+    file = Path(file)
+    if file.is_dir() and file.name != "record.json":
+        file = file / "record.json"
     if not file.exists():
         raise RecordError(f"there is no record {file}: the run is not complete")
     try:
-        return Record.model_validate_json(file.read_text())
-    except ValueError as error:
-        raise RecordError(f"{file} is not a valid record: {error}") from None
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        stated = content.pop("sha256", None)  # older ones have none
+        if stated is not None and stated != _digest(content):
+            raise ValueError("its SHA-256 does not match what it says")
+        return Record.model_validate_json(json.dumps(content))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{file} is not a valid record: {_problem(error)}. Restore it from a copy, or "
+            "remove it and start its run again: that measures anew and trains nothing twice"
+        ) from None
+
+
+def _problem(error: Exception) -> str:
+    """The first thing that is wrong with a record, in a line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return str(error)
 
 
 def is_complete(folder: str | Path, spec: RunSpec) -> bool:
@@ -242,56 +250,3 @@ def is_complete(folder: str | Path, spec: RunSpec) -> bool:
     if not (Path(folder) / "record.json").exists():
         return False
     return read_record(folder).spec == spec
-
-
-def code_state() -> tuple[str, bool | None]:
-    """The git commit of this library and whether it was changed since; ('unknown', None) where
-    the library does not lie in its own checkout."""
-    checkout = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != checkout:
-            return "unknown", None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", None
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("diffbook_lib", *LIBRARIES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> Hardware:
-    """The processor, the cores this process may use, and the GPUs it sees."""
-    import torch
-
-    gpu = None
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        gpu = torch.cuda.get_device_name(0) + (f" x {count}" if count > 1 else "")
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(
-            line.split(":")[1].strip()
-            for line in lines
-            if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    affinity = getattr(os, "sched_getaffinity", None)
-    return Hardware(
-        cpu=cpu, cores=len(affinity(0)) if affinity else os.cpu_count() or 1, gpu=gpu
-    )

@@ -4,7 +4,8 @@ Records that the book quotes are kept under `results/<method>/`, published figur
 `results/published.yaml`.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +14,10 @@ from pydantic import Field, ValidationError
 
 from diffbook_lib import files, specs
 from diffbook_lib.runs import presets, records
+from diffbook_lib.runs.origin import Model
 
 
-class PublishedFigure(records.Model):
+class PublishedFigure(Model):
     """A figure from a paper, with the place it was read."""
 
     method: str
@@ -52,8 +54,12 @@ def keep(folder: str | Path) -> Path:
         )
     file = _kept(spec.method, spec.preset)
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(file, (record.model_dump_json(indent=1) + "\n").encode())
-    picture = Path(folder) / "figures" / "samples.png"
+    records.save_record(record, file)
+    picture = Path(folder).resolve() / "figures" / "samples.png"
+    if picture != picture.resolve() or (picture.exists() and not picture.is_file()):
+        raise records.RecordError(
+            f"{picture} is a link, or no file; put the picture itself there, or remove it"
+        )
     if picture.exists():
         files.atomic_write(file.with_suffix(".png"), picture.read_bytes())
     return file
@@ -81,7 +87,7 @@ def published(method: str) -> list[PublishedFigure]:
     try:
         figures = [
             PublishedFigure.model_validate(entry)
-            for entry in yaml.safe_load(file.read_text())
+            for entry in yaml.safe_load(file.read_text(encoding="utf-8"))
         ]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         raise records.RecordError(f"{file}: {error}") from None
@@ -109,11 +115,14 @@ def rows(method: str, local: bool = False) -> list[Row]:
     A published figure's source ends in its tag: where it was read.
     """
     home = presets.root()
-    found = sorted((home / "results" / method).glob("*.json"))
+    kept = sorted((home / "results" / method).glob("*.json"))
+    found = {file: records.read_record(file) for file in kept}
     if local:
-        found += sorted((home / "runs").glob(f"{method}-*/record.json"))
+        found |= _local(method)[0]
     ours = [
-        row for file in found for row in _rows_of(file, str(file.relative_to(home)))
+        row
+        for file, record in found.items()
+        for row in _rows_of(record, str(file.relative_to(home)))
     ]
     theirs = [
         Row(
@@ -133,9 +142,19 @@ def rows(method: str, local: bool = False) -> list[Row]:
     return ours + theirs
 
 
-def _rows_of(file: Path, source: str) -> list[Row]:
+def _local(method: str) -> tuple[dict[Path, records.Record], list[str]]:
+    """The records of a method's runs in this checkout, and what is wrong with damaged ones."""
+    found, damaged = {}, []
+    for file in sorted((presets.root() / "runs").glob(f"{method}-*/record.json")):
+        try:
+            found[file] = records.read_record(file)
+        except records.RecordError as error:
+            damaged.append(f"not shown: {error}")
+    return found, damaged
+
+
+def _rows_of(record: records.Record, source: str) -> list[Row]:
     """One line a figure; the seeds of a sweep make one line together."""
-    record = records.read_record(file)
     spec = record.spec
     scale = f"{spec.dataset}, {spec.steps} steps of {spec.batch}"
     hardware = f"{record.hardware}, {record.training_seconds:.0f} s of training"
@@ -173,24 +192,60 @@ def _words(at: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in at.items())
 
 
-def table(method: str, local: bool = False) -> str:
-    """The results table as text: our runs with their scale, then the published figures."""
+def table(method: str, local: bool = False, most: int | None = None) -> str:
+    """Our runs with their figures, the best `most` of each, then the published figures: as text
+    of at most 100 columns.
+
+    The best of a figure are those nearest to what real examples give.
+    """
     found = rows(method, local)
-    parts = []
-    for ours, title in ((True, "recorded runs"), (False, "published figures")):
-        chosen = [row for row in found if row.ours is ours]
-        text = _aligned(chosen) if chosen else "  none"
-        parts.append(f"{method}: {title}\n{text}")
-    return "\n\n".join(parts)
-
-
-def _aligned(chosen: list[Row]) -> str:
-    """The columns that any of the rows fills, under their names."""
-    names = [
-        name for name in Row._fields[2:] if any(getattr(row, name) for row in chosen)
+    ours = [_run(list(part), most) for part in _by(found, True, "source")]
+    theirs = [
+        f"  {row.figure}: {row.value} ({row.source})" for row in found if not row.ours
     ]
-    lines = [names, *([getattr(row, name) for name in names] for row in chosen)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
-    )
+    parts = [
+        f"{method}: recorded runs",
+        *(ours or ["  none"]),
+        f"{method}: published figures",
+        "\n".join(theirs or ["  none"]),
+        *(_local(method)[1] if local else []),
+    ]
+    lines = "\n\n".join(parts).splitlines()
+    return "\n".join(_folded(line) for line in lines)
+
+
+def _by(found: Iterable[Row], ours: bool, *names: str) -> Iterable[Iterable[Row]]:
+    """Rows in groups of those that agree in these columns, in the order of the first of each."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in found:
+        if row.ours is ours:
+            key = tuple(str(getattr(row, name)) for name in names)
+            groups.setdefault(key, []).append(row)
+    return groups.values()
+
+
+def _run(found: list[Row], most: int | None) -> str:
+    """One run: its source, scale and hardware, then each figure with its best values."""
+    first = found[0]
+    lines = [f"  {first.source}: {first.scale}", f"  {first.hardware}"]
+    for part in _by(found, True, "figure", "floor", "samples"):
+        group = sorted(part, key=_from_floor)
+        real = f"; real examples {group[0].floor}" if group[0].floor else ""
+        count, *seeds = group[0].samples.split(", ")
+        said = ", ".join([f"{count} samples", *seeds])
+        lines.append(f"    {group[0].figure} ({said}{real})")
+        width = max(len(row.value) for row in group)
+        lines += [f"      {row.value:<{width}}  {row.at}" for row in group[:most]]
+        if most is not None and len(group) > most:
+            lines.append(f"      and {len(group) - most} more (--all)")
+    return "\n".join(lines)
+
+
+def _from_floor(row: Row) -> float:
+    """How far a figure is from that of real examples; 0 where that is not known."""
+    return abs(float(row.value.split()[0]) - float(row.floor)) if row.floor else 0.0
+
+
+def _folded(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return "\n".join(textwrap.wrap(line, 100, subsequent_indent=indent)) or line

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffbook_lib import files
 from diffbook_lib.bars import progress_bar
-from diffbook_lib.runs import cells, checkpoint, folder
+from diffbook_lib.runs import cells, checkpoint, folder, origin
 from diffbook_lib.runs.launch import torchrun
 from diffbook_lib.runs.restoring import restore
 from diffbook_lib.runs.sweeps import Member, label
@@ -26,13 +26,14 @@ class Samples:
 
     at: its coordinates, those of the member among them. x (n, *shape) on the CPU as the run
     notebook's `draw` gave them. nfe: network calls for one image, the most over the batches.
-    seconds: spent drawing, over all starts and processes.
+    seconds: spent drawing, over all starts and processes. starts: those that drew them.
     """
 
     at: dict[str, Any]
     x: Tensor
     nfe: int
     seconds: float
+    starts: tuple[origin.Start, ...] = ()
 
 
 def sample(member: Member, processes: int = 1) -> list[Samples]:
@@ -87,7 +88,9 @@ def draw_missing(member: Member) -> None:
         started = perf_counter()
         with torch.no_grad():
             x, nfe = draw(numbers, **way)
-        info = {"nfe": nfe, "seconds": perf_counter() - started, "weights": weights}
+        seconds = perf_counter() - started
+        start = origin.start("sampling", workers.count, seconds).model_dump()
+        info = {"nfe": nfe, "seconds": seconds, "weights": weights, "start": start}
         checkpoint.write(_file(member, at, first), {"x": x}, info)
     restore(net, member.folder, spec)
 
@@ -102,6 +105,11 @@ def _collect(member: Member, at: dict[str, Any]) -> Samples:
         torch.cat([batch.tensors["x"] for batch in batches]),
         max(batch.info["nfe"] for batch in batches),
         sum(batch.info["seconds"] for batch in batches),
+        origin.together(
+            origin.Start(**batch.info["start"])
+            for batch in batches
+            if "start" in batch.info
+        ),
     )
 
 
@@ -114,7 +122,8 @@ def _is_there(path: Path, weights: str) -> bool:
     if not path.exists():
         return False
     try:
-        return bool(checkpoint.load(path).info["weights"] == weights)
+        info = checkpoint.load(path).info
+        return info.get("weights") == weights and {"nfe", "seconds"} <= info.keys()
     except checkpoint.CheckpointError as error:
         warnings.warn(f"{error}; this batch is drawn anew", stacklevel=2)
         return False

@@ -8,8 +8,8 @@ another number of shares is another training, as good as the first.
 """
 
 import math
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffbook_lib import ema, rng
 from diffbook_lib.errors import Failed, Refused
-from diffbook_lib.runs import checkpoint, folder
+from diffbook_lib.runs import checkpoint, folder, origin
 from diffbook_lib.runs.launch import torchrun
 from diffbook_lib.runs.progress import Log, Progress, watch
 from diffbook_lib.runs.task import Measures, Task, learning_rate
@@ -49,8 +49,7 @@ def train(
         folder.lock(run)
     if run and processes > 1:
         torchrun(run, processes, "train")
-    with closing(iter(Trainer(task, spec, run))) as steps:
-        return watch(steps, spec)
+    return watch(Trainer(task, spec, run), spec)
 
 
 def events(
@@ -93,7 +92,9 @@ class Trainer:
         self.rate = task.learning_rate or (lambda step: learning_rate(step, spec))
         self.hooks = task.hooks()
         self.names: list[str] = []  # of the measures
+        self.starts: tuple[origin.Start, ...] = ()  # before this one
         self.step = 0
+        self.tick: Callable[[int], None] = lambda step: None  # after each step
         self.saved: Path | None = None
         if run:
             _latest[run.resolve()] = self
@@ -150,6 +151,7 @@ class Trainer:
         every, finished = self.spec.snapshot_every, self.step == self.spec.steps
         if every and (finished or self.step % every == 0):
             self._snapshot()
+        self.tick(self.step)
         return torch.cat([found[:1], norm[None], found[1:]])
 
     def _micro_batch(self, micro: int) -> Tensor:
@@ -208,7 +210,15 @@ class Trainer:
             samples_per_second=len(values) * self.spec.batch / elapsed,
             seconds=before + elapsed,
             measures=dict(zip(self.names, rest, strict=True)),
+            starts=self._starts(before + elapsed),
         )
+
+    def _starts(self, seconds: float) -> tuple[origin.Start, ...]:
+        """The starts until now, of which this one took what the others leave."""
+        if self.run is None:
+            return ()
+        own = seconds - sum(start.seconds for start in self.starts)
+        return (*self.starts, origin.start("training", self.workers.count, own))
 
     def _diagnosis(self, step: int, row: list[float]) -> str:
         spec = self.spec
@@ -256,11 +266,12 @@ class Trainer:
         moments = checkpoint.load_run(found, self._parts(), self.weights)
         self.optimizer.state.update(moments)
         self.saved, self.step = found.path, found.samples // self.spec.batch
-        if found.info["progress"] is None:
-            return None
-        if self.step == self.spec.steps:
+        last = Progress.restored(found)
+        if last:
+            self.starts = last.starts
+        if last and self.step == self.spec.steps:
             self._finish()
-        return Progress(**{**found.info["progress"], "resumed": True})
+        return last
 
     def _snapshot(self) -> None:
         """Keep the averages of this step, beyond the pruning of checkpoints."""

@@ -11,10 +11,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffbook_lib.specs.base import RunSpec
-from diffbook_lib.specs.explain import SpecError, check_name, explain, nearest
+from diffbook_lib.specs.explain import SpecError, check_name, explain, nearest, shown
+from diffbook_lib.specs.plain import plain_yaml
 
-__all__ = ["RunSpec", "SpecError", "check_name", "find", "make", "methods", "nearest"]
-SHARED = {"base", "explain", "parts"}
+__all__ = [
+    "RunSpec",
+    "SpecError",
+    "check_name",
+    "find",
+    "make",
+    "methods",
+    "nearest",
+    "plain_yaml",
+    "shown",
+]
+SHARED = {"base", "explain", "parts", "plain"}
 
 
 def methods() -> list[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -31,6 +32,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
+def shown(value: Any) -> str:
+    """A value as Python writes it, shortened to what a reader can take in."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 3, 80, 80
+    return brief.repr(value)
+
+
 def explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
     """One line about one validation error: name, value, what is allowed, nearest match."""
     where, kind, value = problem["loc"], problem["type"], problem["input"]
@@ -38,7 +46,7 @@ def explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         return str(problem["ctx"]["error"])
     name = str(where[0])
     if kind == "extra_forbidden":
-        return f"unknown parameter {name!r} (value {value!r}){nearest(name, cls.model_fields)}"
+        return f"unknown parameter {name!r} (value {shown(value)}){nearest(name, cls.model_fields)}"
     meaning = cls.model_fields[name].description
     if kind == "missing":
         return f"{name} is missing ({meaning})"
@@ -54,7 +62,7 @@ def explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         hint = nearest(value, get_args(cls.model_fields[name].annotation))
     elif kind == "int_type" and isinstance(value, float) and value.is_integer():
         hint = f"; write {value:.0f}"
-    return f"{label} is {value!r} ({meaning}): {allowed}{hint}"
+    return f"{label} is {shown(value)} ({meaning}): {allowed}{hint}"
 
 
 def _number_hint(value: Any) -> str:

@@ -1,8 +1,12 @@
 """Groups of parameters that several methods share. A method's class inherits those it has."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from diffbook_lib.specs.base import Count, Counts, RunSpec
+
+Factor = Annotated[int, Field(ge=1, le=64)]
 
 
 class Pictures(RunSpec):
@@ -26,9 +30,9 @@ class Pictures(RunSpec):
 class PointNet(RunSpec):
     """Multilayer perceptrons, for points."""
 
-    width: Count = Field(64, description="mlp: units of a layer")
+    width: Count = Field(64, le=2**16, description="mlp: units of a layer")
     depth: Count = Field(
-        3, description="mlp: residual blocks; plain-mlp: hidden layers"
+        3, le=1000, description="mlp: residual blocks; plain-mlp: hidden layers"
     )
 
 
@@ -36,14 +40,16 @@ class UNet(RunSpec):
     """Convolutional networks on several resolutions, for images."""
 
     channels: Count = Field(
-        16, description="unet, ncsnpp: channels at full resolution"
+        16, le=2**14, description="unet, ncsnpp: channels at full resolution"
     )
-    multipliers: Counts = Field(
+    multipliers: Annotated[tuple[Factor, ...], Field(strict=False)] = Field(
         (1, 2),
         min_length=1,
         description="unet, ncsnpp: channels of each level, over channels",
     )
-    blocks: Count = Field(1, description="unet, ncsnpp: residual blocks a level")
+    blocks: Count = Field(
+        1, le=1000, description="unet, ncsnpp: residual blocks a level"
+    )
     attention: Counts = Field(
         (4,), description="unet, ncsnpp: resolutions with self-attention"
     )
