@@ -122,6 +122,14 @@ class GaussianMixture(World):
         )
         return cls.isotropic(turned * a / 2, std)
 
+    @classmethod
+    def corners(
+        cls, std: float = 0.2, weights: Tensor | None = None
+    ) -> "GaussianMixture":
+        """Four modes at (±1, ±1), the last at (1, 1)."""
+        ends = torch.tensor([-1.0, 1.0])
+        return cls.isotropic(torch.cartesian_prod(ends, ends), std, weights)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n points (n, d)."""
         mode = torch.multinomial(
@@ -149,6 +157,19 @@ class GaussianMixture(World):
             "kij,nkj->nki", self._axes, along * self._variances / variance
         )
         return torch.einsum("nk,nki->ni", share, self.means + shrunk)
+
+    def __call__(
+        self, x: Tensor, sigma: Level, label: Tensor | None = None
+    ) -> Tensor:
+        """The posterior mean; with a label int64 (n,), where the clean point is known to
+        come from the mode of that number."""
+        if label is None:
+            return super().__call__(x, sigma)
+        along, variance = self._coordinates(x, sigma)
+        shrunk = along * self._variances / variance  # (n, K, d)
+        row = torch.arange(len(x), device=x.device)
+        own = torch.einsum("nij,nj->ni", self._axes[label], shrunk[row, label])
+        return (self.means[label] + own).to(x.dtype)
 
     def cdf(self, x: Tensor, sigma: Level, side: Level = 1.0) -> Tensor:
         std = (self._variances[:, 0] + _column(sigma, x) ** 2).sqrt()

@@ -4,11 +4,13 @@ what stands here.
 ascent: the multipliers' step and its certificate. problem: Lagrangian, mixture and dual,
 exactly, on finite alphabets. solver: the optimum, the way to it, whether there is one.
 classes: the closed form for classes. mixtures: Gaussian mixtures on a grid. losses:
-those of networks, and what a threshold on them means in nats.
+those of networks, and what a threshold on them means in nats. denoising: the loss that is
+constrained in training. training: dual training of such a loss.
 """
 
 from diffbook_lib.constrained.ascent import Ascent, Multipliers, running_mean
 from diffbook_lib.constrained.classes import ClassBalance, class_balance
+from diffbook_lib.constrained.denoising import NoiseLoss, nats
 from diffbook_lib.constrained.losses import (
     NoiseProblem,
     nats_a_step,
@@ -37,19 +39,33 @@ from diffbook_lib.constrained.solver import (
     feasibility,
     solve,
 )
+from diffbook_lib.constrained.training import (
+    Dual,
+    Fixed,
+    Lagrangian,
+    Outcome,
+    Timetable,
+    unconstrained,
+)
 
 __all__ = [
     "Ascent",
     "ClassBalance",
+    "Dual",
     "DualFrames",
     "Feasibility",
+    "Fixed",
     "Infeasible",
     "KLProblem",
+    "Lagrangian",
     "Multipliers",
+    "NoiseLoss",
     "NoiseProblem",
+    "Outcome",
     "Path",
     "Problem",
     "Solution",
+    "Timetable",
     "ascend",
     "class_balance",
     "dual_frames",
@@ -60,6 +76,7 @@ __all__ = [
     "kl_problem",
     "mix",
     "mixture_weights",
+    "nats",
     "nats_a_step",
     "nats_levels",
     "noise_gap",
@@ -68,4 +85,5 @@ __all__ = [
     "simple_levels",
     "solve",
     "threshold",
+    "unconstrained",
 ]

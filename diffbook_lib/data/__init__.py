@@ -15,9 +15,11 @@ from diffbook_lib.data.archives import (
 from diffbook_lib.data.batches import Batch, Dataset
 from diffbook_lib.data.catalogue import CATALOGUE, describe, load
 from diffbook_lib.data.choice import check, fingerprint, held_out, training
+from diffbook_lib.data.classes import balanced, class_rows, of_classes, thinned
 from diffbook_lib.data.datasets import ArrayDataset, SampledDataset, from_tensor
 from diffbook_lib.data.description import Description
 from diffbook_lib.data.grouped import Grouped
+from diffbook_lib.data.kept import Kept
 from diffbook_lib.data.levels import dequantise, to_levels, to_unit
 from diffbook_lib.data.own import NAME as OWN
 
@@ -32,16 +34,21 @@ __all__ = [
     "Dataset",
     "Description",
     "Grouped",
+    "Kept",
     "MissingDataError",
     "PartialDataWarning",
     "SampledDataset",
+    "balanced",
     "check",
+    "class_rows",
     "dequantise",
     "describe",
     "fingerprint",
     "from_tensor",
     "held_out",
     "load",
+    "of_classes",
+    "thinned",
     "to_levels",
     "to_unit",
     "training",

@@ -12,6 +12,8 @@ from diffbook_lib.data.datasets import ArrayDataset, SampledDataset
 
 DIGITS = tuple("0123456789")
 DIGITS_TRAIN = 1500
+CORNERS = ("lower left", "upper left", "lower right", "upper right")
+PER_CORNER = 8000
 Draw = Callable[[int, torch.Generator], Tensor]
 
 
@@ -65,6 +67,22 @@ def swissroll5(store: Store, split: str) -> SampledDataset:
         return centres[rng.integers(5, (n,), generator)] + 0.01 * roll
 
     return _stream("swissroll5", split, draw, "five swiss rolls in the plane")
+
+
+def corners(store: Store, split: str) -> ArrayDataset:
+    """8,000 points of each of the four modes of `exact.GaussianMixture.corners`, labelled."""
+    world = exact.GaussianMixture.corners()
+    label = torch.arange(len(CORNERS)).repeat_interleave(PER_CORNER)
+    noise = rng.normal((len(label), 2), rng.generator(0, f"corners/{split}"))
+    std = world.covariances[0, 0, 0].sqrt().float()
+    return ArrayDataset(
+        world.means.float()[label] + std * noise,
+        label,
+        levels=None,
+        classes=CORNERS,
+        name="corners",
+        description=f"four normal modes in the plane, {split}: {len(label):,} points",
+    )
 
 
 def _stream(name: str, split: str, draw: Draw, description: str) -> SampledDataset:

@@ -73,6 +73,7 @@ CATALOGUE = {
     ),
     "mixture9": Entry(builtin.mixture9, "points", (2,), None),
     "swissroll5": Entry(builtin.swissroll5, "points", (2,), None),
+    "corners": Entry(builtin.corners, "points", (2,), None, builtin.CORNERS),
     "pydoc": Entry(text.pydoc, "text", _chunk, LETTERS, splits=text.SPLITS),
     "mnist": Entry(mnist.mnist, "images", (1, 28, 28), classes=mnist.MNIST.classes),
     "fashion-mnist": Entry(

@@ -7,7 +7,9 @@ from diffbook_lib.metrics.classifiers import (
     Recipe,
     cached_classifier,
     class_histogram,
+    classes_of,
     classifier,
+    classifier_of,
     sure_share,
     train_classifier,
 )
@@ -17,6 +19,7 @@ from diffbook_lib.metrics.clouds import (
     nearest_distance,
     sliced_wasserstein,
 )
+from diffbook_lib.metrics.constraints import multipliers, violation
 from diffbook_lib.metrics.denoising import denoising_error
 from diffbook_lib.metrics.frechet import frechet_distance
 from diffbook_lib.metrics.inception_v3 import InceptionMissing, inception
@@ -29,6 +32,7 @@ from diffbook_lib.metrics.probe import (
     linear_probe,
     published_probe,
 )
+from diffbook_lib.metrics.shares import class_shares
 from diffbook_lib.nets.classifier import Classifier
 
 __all__ = [
@@ -43,7 +47,10 @@ __all__ = [
     "bits_per_dim",
     "cached_classifier",
     "class_histogram",
+    "class_shares",
+    "classes_of",
     "classifier",
+    "classifier_of",
     "decoder_blocks",
     "denoising_error",
     "frechet_distance",
@@ -52,9 +59,11 @@ __all__ = [
     "inception",
     "linear_probe",
     "mode_weight_error",
+    "multipliers",
     "nearest_distance",
     "published_probe",
     "sliced_wasserstein",
     "sure_share",
     "train_classifier",
+    "violation",
 ]

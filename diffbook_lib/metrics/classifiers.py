@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ RECIPES = {
     "mnist": Recipe(epochs=3, batch=128),
     "fashion-mnist": Recipe(epochs=5, batch=128),
 }
+COMMON = Recipe(epochs=5, batch=128)
 
 
 def classifier(
@@ -66,6 +67,12 @@ def classifier(
     train, test = (data.load(name, split, **options) for split in ("train", "test"))
     assert isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset)
     return cached_classifier(train, test, RECIPES[name], seed=seed).to(device)
+
+
+def classifier_of(train: ArrayDataset, test: ArrayDataset) -> Classifier:
+    """The cached classifier of a labelled data set, by its recipe or a common one."""
+    plain = replace(train, flip=False, dequantise=False)
+    return cached_classifier(plain, test, RECIPES.get(train.name, COMMON))
 
 
 def cached_classifier(
@@ -177,14 +184,19 @@ def sure_share(
     return SureShare(net, reference, threshold, levels, seed)(samples, floor_draws)
 
 
-def class_histogram(
-    samples: Tensor, net: Classifier, levels: int | None = None
-) -> Tensor:
-    """How many samples (n, c, h, w) the classifier takes for each class, int64 (classes,).
+def classes_of(samples: Tensor, net: Classifier, levels: int | None = None) -> Tensor:
+    """The class for which the classifier takes each sample (n, c, h, w), int64 (n,).
 
     levels: the number of levels of integer images.
     """
-    guess = in_chunks(net, unit_images(samples, levels, net.shape)).argmax(dim=1)
+    return in_chunks(net, unit_images(samples, levels, net.shape)).argmax(dim=1)
+
+
+def class_histogram(
+    samples: Tensor, net: Classifier, levels: int | None = None
+) -> Tensor:
+    """How many samples there are of each of `classes_of`, int64 (classes,)."""
+    guess = classes_of(samples, net, levels)
     return torch.bincount(guess, minlength=len(net.classes))
 
 

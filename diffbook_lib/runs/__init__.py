@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
+    "Frozen": "frozen",
     "Member": "sweeps",
     "Samples": "sampling",
     "Task": "task",

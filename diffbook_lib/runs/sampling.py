@@ -50,6 +50,12 @@ def sample(member: Member, processes: int = 1) -> list[Samples]:
     return [_collect(member, at) for at in member.spec.cells()]
 
 
+def drawn(run: Path) -> Samples:
+    """The samples of a finished run's own way of sampling; CheckpointError without them."""
+    spec = folder.read_spec(run)
+    return _collect(Member(spec, run, {}, {}), spec.cells()[0])
+
+
 def draw_missing(member: Member) -> None:
     """Draw this process's share of the batches that are not there yet."""
     spec, workers = member.spec, Workers(member.folder)
