@@ -4,8 +4,8 @@ what stands here.
 ascent: the multipliers' step and its certificate. problem: Lagrangian, mixture and dual,
 exactly, on finite alphabets. solver: the optimum, the way to it, whether there is one.
 classes: the closed form for classes. mixtures: Gaussian mixtures on a grid. losses:
-those of networks, and what a threshold on them means in nats. denoising: the loss that is
-constrained in training. training: dual training of such a loss.
+those of networks, and what a threshold on them means in nats. denoising: such a loss of a
+network. training: dual training of it.
 """
 
 from diffbook_lib.constrained.ascent import Ascent, Multipliers, running_mean

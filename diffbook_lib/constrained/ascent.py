@@ -106,7 +106,7 @@ class Ascent:
         )
 
 
-def running_mean(mean: Tensor, value: Tensor, n: int) -> Tensor:
+def running_mean(mean: Tensor, value: Tensor, n: int | Tensor) -> Tensor:
     """The mean of n values from that of the first n - 1 and the last: of lam over the
     end of a run, where lam itself may swing around the optimum."""
     return mean + (value - mean) / n

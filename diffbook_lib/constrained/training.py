@@ -180,7 +180,7 @@ class Dual(nn.Module):
         for name, value in moved._asdict().items():
             self.get_buffer(name).copy_(value)
         self.before.copy_(self.signal)
-        self.used.copy_(self.lam)
+        self.used.copy_(moved.lam)
         if step > self.timetable.averaged_from:
             self.count += 1
             now = torch.stack([moved.lam, self.signal])

@@ -72,9 +72,10 @@ class Frozen(nn.Module):
         return super().state_dict(*arguments, **named)
 
     def load_state_dict(
-        self, state: Mapping[str, Any], *arguments: Any, **named: Any
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        found = super().load_state_dict(state, *arguments, **named)
+        """What was kept; known from now on."""
+        found = super().load_state_dict(state_dict, strict, assign)
         self.known = True
         return found
 
