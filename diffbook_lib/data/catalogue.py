@@ -96,6 +96,9 @@ CATALOGUE = {
     "celeba": Entry(pictures.celeba, "images", _square, classes=2, splits=THREE),
     "celebahq": Entry(pictures.celebahq, "images", _square, splits=("train",)),
     "imagenet": Entry(pictures.imagenet, "images", _square, classes=1000),
+    "imagenette": Entry(
+        pictures.imagenette, "images", _square, classes=pictures.IMAGENETTE_CLASSES
+    ),
     "imagenet-latents": Entry(
         latents.imagenet_latents,
         "images",

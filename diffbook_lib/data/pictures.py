@@ -1,5 +1,6 @@
-"""Published collections of picture files: Tiny-ImageNet, CelebA, a JPEG copy of CIFAR-10."""
+"""Published collections of picture files: ImageNet and parts of it, CelebA, CIFAR-10 as JPEG."""
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from diffbook_lib.data.archives import (
@@ -31,6 +32,11 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+IMAGENETTE_CLASSES = (
+    *("tench", "English springer", "cassette player", "chain saw", "church"),
+    *("French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
+)
+IMAGENETTE_STEPS = "Get imagenette2-320.tgz of https://github.com/fastai/imagenette, packed or not,"
 CELEBA_STEPS = (
     "Get img_align_celeba.zip, list_eval_partition.txt and list_attr_celeba.txt from "
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (a Google Drive folder; agree to its terms)"
@@ -138,17 +144,35 @@ def celebahq(store: Store, split: str, *, size: int = 256) -> ArrayDataset:
 def imagenet(store: Store, split: str, *, size: int = 64) -> ArrayDataset:
     """ImageNet (ILSVRC2012) from the user's own folder or zip; `test` is the official val."""
     path = _own_copy(store, "imagenet", ("imagenet.zip", ""), IMAGENET_STEPS)
+    official = {"train": 1_281_167, "test": 50_000}
+    return _train_and_val(path, "imagenet", "ImageNet", split, official[split], size)
+
+
+def imagenette(store: Store, split: str, *, size: int = 64) -> ArrayDataset:
+    """Imagenette (J. Howard): ten classes of ImageNet, `test` is its val."""
+    places = ("imagenette2-320.tgz", "imagenette2-320")
+    path = _own_copy(store, "imagenette", places, IMAGENETTE_STEPS)
+    official = {"train": 9469, "test": 3925}
+    found = _train_and_val(
+        path, "imagenette", "Imagenette", split, official[split], size
+    )
+    return replace(found, classes=IMAGENETTE_CLASSES)
+
+
+def _train_and_val(
+    path: Path, name: str, title: str, split: str, official: int, size: int
+) -> ArrayDataset:
+    """Pictures under train/<class>/ and val/<class>/."""
     arrangement = arrange(names(path), ("train", "val"))
     numbers = arrangement.parts.get({"train": "train", "test": "val"}[split], {})
-    key = f"examples/imagenet-{split}-{size}-{stamp(path)}"
+    key = f"examples/{name}-{split}-{size}-{stamp(path)}"
     tensors = cached_tensors(key, lambda: collect(path, numbers.get, size))
-    official = {"train": 1_281_167, "test": 50_000}[split]
     return ArrayDataset(
         tensors["examples"],
         tensors["labels"] if arrangement.classes else None,
         classes=arrangement.classes,
-        name="imagenet",
-        description=f"ImageNet, {split}: {len(numbers):,} of {official:,} images",
+        name=name,
+        description=f"{title}, {split}: {len(numbers):,} of {official:,} images",
     )
 
 
