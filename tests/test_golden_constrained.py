@@ -168,8 +168,8 @@ def gauss_mixture_1d_kl(i, wanted):
 def score_gap_identity(i, wanted):
     q, r = world(i["q"]), world(i["r"])
     pair = constrained.kl_problem(r, [q], f64([1.0]))
-    levels, weights = constrained.nats_levels(math.exp(-12), math.exp(12), 481)
-    gaps = [constrained.noise_gap(q, r, sigma) for sigma in levels.tolist()]
+    levels, weights = constrained.nats_levels(math.exp(-12), math.exp(12), 241)
+    gaps = [constrained.noise_gap(q, r, sigma, 2001) for sigma in levels.tolist()]
     return {
         "kl": pair.violation(f64([0.0]))[0] + 1.0,
         "integral": weights @ torch.stack(gaps),

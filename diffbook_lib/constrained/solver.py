@@ -10,10 +10,11 @@ from torch import Tensor
 from diffbook_lib.constrained.ascent import Ascent, Multipliers
 from diffbook_lib.constrained.problem import Infeasible, Problem
 
+CENTRE_STEPS = 20_000  # towards the common centre
 STEPS = 500  # of Newton's method; it takes about ten for each constraint
 SETTLED = 1e-20  # what a step promises to raise the dual by, at the optimum
 RIDGE = 1e-9  # added to the curvature, which vanishes where distributions are equal
-ZERO = 1e-9  # a falling multiplier that has come this far is 0
+ZERO = 1e-12  # no multiplier above 0 is smaller
 ROUNDING = 1e-12  # of a gradient
 
 
@@ -30,7 +31,7 @@ class Feasibility(NamedTuple):
 class Solution(NamedTuple):
     """The optimum. lam (m,); losses (m + 1,), the objective's first; slack b_i - loss_i
     and relaxation r_i (m,); values of primal and dual problem, equal; active, the
-    constraints with lam_i > 0, from 0."""
+    constraints with a price, from 0."""
 
     lam: Tensor
     losses: Tensor
@@ -52,27 +53,40 @@ class Path(NamedTuple):
     end: Multipliers
 
 
-def feasibility(
-    problem: Problem, tol: float = 1e-10, steps: int = 20_000
-) -> Feasibility:
+def feasibility(problem: Problem, tol: float = 1e-10) -> Feasibility:
     """min over models of max_i (loss_i - b_i), which is the maximum over weights w of
     sum_i w_i (loss_i - b_i) with the losses of the mixture w (Slater's condition holds
     where it is negative); relaxation is left out.
 
     By Blahut and Arimoto's iteration w_i <- w_i exp(loss_i - b_i) / sum, until the
-    highest loss_i - b_i is within `tol` of the weighted one. With b = 0 and KL the
-    common centre of the q_i; with b_i = -H(q_i) the mixture of the largest entropy.
+    highest loss_i - b_i is within `tol` of the weighted one; at most 20000 times, for
+    losses in nats or smaller. With b = 0 the common centre of the q_i; with b_i =
+    -H(q_i) the mixture of the largest entropy.
     """
+    for found in _towards_centre(problem):
+        if found.gap < tol:
+            break
+    return found
+
+
+def _towards_centre(problem: Problem) -> Iterator[Feasibility]:
     log_w = torch.zeros_like(problem.b).log_softmax(dim=0)
-    for _ in range(steps):
+    for _ in range(CENTRE_STEPS):
         w = log_w.exp()
         violation = problem.losses_at(torch.cat([w.new_zeros(1), w]))[1:] - problem.b
         margin = float(w @ violation)
-        gap = float(violation.max()) - margin
-        if gap < tol:
-            break
+        yield Feasibility(margin, w, float(violation.max()) - margin)
         log_w = (log_w + violation).log_softmax(dim=0)
-    return Feasibility(margin, w, gap)
+
+
+def _feasible(problem: Problem) -> bool:
+    """Whether some model meets all thresholds with room to spare."""
+    for found in _towards_centre(problem):
+        if found.margin + found.gap < 0:
+            return True
+        if found.margin >= 0:
+            return False
+    return False
 
 
 def solve(problem: Problem) -> Solution:
@@ -82,10 +96,8 @@ def solve(problem: Problem) -> Solution:
     Raises Infeasible, with the margin, where the constraints are hard and cannot be met
     by all at once with room to spare: the dual then grows without end.
     """
-    if problem.alpha == 0:
-        found = feasibility(problem, tol=1e-9)
-        if found.margin + found.gap >= 0:
-            raise Infeasible(found.margin)
+    if problem.alpha == 0 and not _feasible(problem):
+        raise Infeasible(feasibility(problem).margin)
     lam = _maximiser(problem)
     losses = problem.losses(lam)
     relaxation = 2 * problem.alpha * lam
@@ -97,14 +109,15 @@ def solve(problem: Problem) -> Solution:
         relaxation=relaxation,
         primal=float(losses[0]) + price,
         dual=float(problem.dual(lam)),
-        active=[i for i, value in enumerate(lam.tolist()) if value > 0],
+        active=[i for i, value in enumerate(lam.tolist()) if value > ZERO],
     )
 
 
 def _maximiser(problem: Problem) -> Tensor:
-    """The lam (m,) of the largest dual: Newton's method on the free multipliers. One that
-    falls to 0 is set aside, and freed again when the others have settled and its own
-    constraint fails."""
+    """The lam (m,) of the largest dual: Newton's method on the free multipliers, none of
+    which falls more than tenfold in a step. One that reaches 0, or `ZERO` where its
+    gradient at 0 is infinite, is set aside, and freed again when the others have settled
+    and its own constraint fails."""
     lam = torch.ones_like(problem.b)
     free = torch.ones_like(lam, dtype=torch.bool)
     for _ in range(STEPS):
@@ -115,33 +128,22 @@ def _maximiser(problem: Problem) -> Tensor:
         step[free] = torch.linalg.solve(ridge - curvature, gradient[free])
         promise = float(gradient[free] @ step[free])
         if promise >= SETTLED:
-            lam = _climb(problem, lam, step, promise)
+            falls = step < 0
+            length = min([1.0, *(0.9 * lam[falls] / -step[falls]).tolist()])
+            lam = lam + length * step
             fallen = (lam < ZERO) & (step < 0)
             lam[fallen], free = 0.0, free & ~fallen
+            lam[fallen & problem.gradient(lam).isinf()] = ZERO
             continue
         waiting = torch.where(free, -torch.inf, gradient)
         if float(waiting.max()) <= ROUNDING:
-            return (lam + step).clamp(min=0)
-        free[waiting.argmax()] = True
+            best: Tensor = (lam + step).clamp(min=0)
+            return best
+        freed = waiting.argmax()
+        free[freed], lam[freed] = True, ZERO
     raise ArithmeticError(
         f"Newton's method has not settled in {STEPS} steps; it was at {lam.tolist()}"
     )
-
-
-def _climb(problem: Problem, lam: Tensor, step: Tensor, promise: float) -> Tensor:
-    """lam (m,) after as much of an ascending step as raises the dual, and lowers no
-    multiplier more than tenfold: its gradient may be infinite at 0."""
-    falls = step < 0
-    length = min(
-        1.0, float((0.9 * lam[falls] / -step[falls]).min()) if falls.any() else 1
-    )
-    value, slack = problem.dual(lam), 1e-15 * (1 + float(lam.sum()))
-    for _ in range(60):
-        new = lam + length * step
-        if float(problem.dual(new) - value) >= 1e-4 * length * promise - slack:
-            break
-        length /= 2
-    return new
 
 
 def ascend(

@@ -62,7 +62,7 @@ class Timetable:
             raise ValueError(
                 f"memory is {self.memory}; it must be at least 0 and below 1"
             )
-        if self.primal_steps < 1 or self.averaged_from >= self.last:
+        if self.primal_steps < 1 or self.last <= self.dual_warmup:
             raise ValueError(
                 f"of {self.steps} steps with a warm-up of {self.dual_warmup} and a finish of "
                 f"{self.finish}, none is left for an ascent at every {self.primal_steps}th step"

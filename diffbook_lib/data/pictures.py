@@ -36,7 +36,9 @@ IMAGENETTE_CLASSES = (
     *("tench", "English springer", "cassette player", "chain saw", "church"),
     *("French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
 )
-IMAGENETTE_STEPS = "Get imagenette2-320.tgz of https://github.com/fastai/imagenette, packed or not,"
+IMAGENETTE_STEPS = (
+    "Get imagenette2-320.tgz of https://github.com/fastai/imagenette, packed or not,"
+)
 CELEBA_STEPS = (
     "Get img_align_celeba.zip, list_eval_partition.txt and list_attr_celeba.txt from "
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (a Google Drive folder; agree to its terms)"

@@ -19,6 +19,7 @@ HOMES = {
     "finish": "grading",
     "grade": "grading",
     "device": "workers",
+    "drawn": "sampling",
     "judge_of": "grading",
     "judged": "grading",
     "measure": "grading",

@@ -79,7 +79,8 @@ class Spec(Pictures, PointNet, UNet):
         0, ge=0, description="last steps, with the average of the multipliers"
     )
     conditional: bool = Field(
-        False, description="plain: learn and draw by class label, as a reference does"
+        False,
+        description="plain, oversampling: learn and draw by class label, as references do",
     )
     network: Literal["mlp", "unet"] = Field(
         "unet", description="mlp for points, unet for images"
@@ -123,10 +124,11 @@ class Spec(Pictures, PointNet, UNet):
                 f"there are {len(self.thresholds)} thresholds for the constraints "
                 f"{', '.join(self.constraints) or '(none)'}; give one for all or one for each"
             )
-        if self.conditional and (self.training != "plain" or self.pretrained):
+        without = self.training in ("plain", "oversampling") and not self.pretrained
+        if self.conditional and not without:
             raise ValueError(
-                "conditional = True is for training = 'plain' without pretrained; "
-                f"training is {self.training!r}, pretrained {self.pretrained!r}"
+                "conditional = True is for training = 'plain' or 'oversampling' without "
+                f"pretrained; training is {self.training!r}, pretrained {self.pretrained!r}"
             )
         rows = self.constraint_batch * len(self.constraints)
         if self.training in ("dual", "penalty") and rows >= self.batch:
