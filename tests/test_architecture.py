@@ -15,7 +15,8 @@ LIBRARY = Path(__file__).parents[1] / "diffbook_lib"
 
 METHODS = ("cld", "constrained", "consistency", "edm2", "ardm")
 LAYERS = {
-    **dict.fromkeys(("", "rng", "errors", "files", "bars"), 0),  # "": diffbook_lib itself
+    "errors": -1,  # which all may raise
+    **dict.fromkeys(("", "rng", "files", "bars"), 0),  # "": diffbook_lib itself
     **dict.fromkeys(("nets", "ema", "exact"), 1),
     "diffusion": 2,
     "samplers": 3,
