@@ -121,6 +121,8 @@ def test_a_damaged_file_of_every_kind(repository, tmp_path, method, name, damage
     shutil.copytree(repository / method, run)
     if name != "record.json":
         (run / "record.json").unlink()
+    if name == "metrics.jsonl":  # of a run that goes on: nobody opens that of a finished one
+        max((run / "checkpoints").iterdir()).unlink()
     (file,) = run.glob(name)
     content = file.read_bytes()
     middle = len(content) // 2
