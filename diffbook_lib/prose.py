@@ -95,17 +95,23 @@ def told(first: str, second: str, outcomes: Mapping[str, str]) -> str:
     """What several measures say of two sides, in words.
 
     outcomes: the outcome by measure, as runs.apart names it. Such as "C is better by the
-    distance, the share of sure digits does not tell them apart".
+    distance; the share of sure digits does not tell them apart".
     """
     by: dict[str, list[str]] = {"first": [], "second": [], "open": []}
     for measure, outcome in outcomes.items():
         by[outcome].append(f"the {measure}")
     parts = [
-        f"{side} is better by {' and '.join(by[won])}"
+        f"{side} is better by {_joined(by[won])}"
         for won, side in (("first", first), ("second", second))
         if by[won]
     ]
     if by["open"]:
         verb = "does" if len(by["open"]) == 1 else "do"
-        parts.append(f"{' and '.join(by['open'])} {verb} not tell them apart")
-    return ", ".join(parts)
+        parts.append(f"{_joined(by['open'])} {verb} not tell them apart")
+    return "; ".join(parts)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """ "the error, the distance and the bits"."""
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last

@@ -1,6 +1,7 @@
 """Figures: alternative texts, both faces of the moving figure, grids, paths and shown source."""
 
 import base64
+import inspect
 import io
 import re
 
@@ -13,6 +14,7 @@ from PIL import Image
 from diffbook_lib import data, figures, rng
 from diffbook_lib.errors import Refused
 from diffbook_lib.figures import frames, picture, source, stills, tables
+from diffbook_lib.nets.edm2 import primitives
 
 
 @pytest.fixture
@@ -398,6 +400,13 @@ def test_show_source_is_the_file_without_the_docstring(shown):
     assert "diffbook_lib.rng.keyed.generator" in text and "diffbook_lib/rng/keyed.py" in text
     assert "```python\ndef generator(" in text and '"""' not in text
     assert "@dataclass(frozen=True)\nclass Share:\n    generator" in shown[1].data
+
+
+def test_show_source_leaves_out_what_is_for_the_type_checker(shown):
+    assert "# type: ignore" in inspect.getsource(primitives.mp_silu)
+    figures.show_source(primitives.mp_silu)
+    assert "type:" not in shown[0].data
+    assert "ScaledSiLU.apply(x, 1 / SILU_RMS)\n" in shown[0].data
 
 
 def test_show_source_can_keep_the_docstring(shown):

@@ -57,13 +57,17 @@ def test_a_glued_text_is_kept_under_its_name(monkeypatch):
     [
         ({"error": "first", "bits": "first"}, "C is better by the error and the bits"),
         (
+            {"error": "first", "loss": "first", "bits": "first"},
+            "C is better by the error, the loss and the bits",
+        ),
+        (
             {"error": "second", "loss": "open"},
-            "E is better by the error, the loss does not tell them apart",
+            "E is better by the error; the loss does not tell them apart",
         ),
         ({"error": "open", "bits": "open"}, "the error and the bits do not tell them apart"),
         (
             {"error": "first", "bits": "second"},
-            "C is better by the error, E is better by the bits",
+            "C is better by the error; E is better by the bits",
         ),
     ],
 )

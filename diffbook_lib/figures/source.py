@@ -2,19 +2,23 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from IPython.display import Markdown, display
 
+TYPING = re.compile(r" +# type: ignore.*")
+
 
 def show_source(*objects: Any, docstring: bool = False) -> None:
-    """Puts the library's own source of functions, classes or methods on the page."""
+    """Puts the library's own source of functions, classes or methods on the page, without the
+    comments that are for the type checker."""
     for thing in objects:
         lines, first = inspect.getsourcelines(thing)
         source = textwrap.dedent("".join(lines)).rstrip()
-        shown = source if docstring else _without_docstring(source)
+        shown = TYPING.sub("", source if docstring else _without_docstring(source))
         title = f"`{thing.__module__}.{thing.__qualname__}` ({_place(thing)}, line {first})"
         display(Markdown(f"{title}\n\n```python\n{shown}\n```"))
 
