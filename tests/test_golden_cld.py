@@ -4,13 +4,13 @@ Any other file of the same schema can stand in its place: DIFFBOOK_GOLDEN names 
 """
 
 import copy
-import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import loaded_with
 from torch.autograd.functional import jacobian
 
 from diffbook_lib import cld, metrics, rng
@@ -324,12 +324,7 @@ def test_a_changed_number_is_noticed(case):
 
 def this_file_on(folder, cases, monkeypatch):
     """This file as it is when DIFFBOOK_GOLDEN names a folder with these cases."""
-    (folder / "cld.json").write_text(json.dumps({"cases": cases}))
-    monkeypatch.setenv("DIFFBOOK_GOLDEN", str(folder))
-    spec = importlib.util.spec_from_file_location("golden_elsewhere", __file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded_with(__file__, {"cases": cases}, folder, monkeypatch)
 
 
 def test_another_folder_is_read_and_checked(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ Any other file of the same schema can stand in its place: DIFFBOOK_GOLDEN names 
 """
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import loaded_with
 
 from diffbook_lib import constrained
 from diffbook_lib.constrained import Ascent, KLProblem, mixture_weights
@@ -283,12 +283,7 @@ def test_every_changed_number_is_noticed(case):
 
 def this_file_on(folder, cases, monkeypatch):
     """This file as it is when DIFFBOOK_GOLDEN names a folder with these cases."""
-    (folder / "constrained.json").write_text(json.dumps({"cases": cases}))
-    monkeypatch.setenv("DIFFBOOK_GOLDEN", str(folder))
-    spec = importlib.util.spec_from_file_location("golden_elsewhere", __file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded_with(__file__, {"cases": cases}, folder, monkeypatch)
 
 
 def test_another_folder_is_read_and_checked(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ Any other file of the same schema can stand in its place: DIFFBOOK_GOLDEN names 
 """
 
 import copy
-import importlib.util
 import json
 import os
 from fnmatch import fnmatch
@@ -14,6 +13,7 @@ import golden_edm2_averages
 import golden_edm2_networks
 import pytest
 import torch
+from elsewhere import loaded_with
 from golden_edm2_networks import resolved
 
 OWN = Path(__file__).parent / "golden"
@@ -114,12 +114,7 @@ def test_a_changed_number_is_noticed(name):
 
 def this_file_on(folder, entries, monkeypatch):
     """This file as it is when DIFFBOOK_GOLDEN names a folder with these entries."""
-    (folder / "edm2.json").write_text(json.dumps({"_meta": {}, **entries}))
-    monkeypatch.setenv("DIFFBOOK_GOLDEN", str(folder))
-    spec = importlib.util.spec_from_file_location("golden_elsewhere", __file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded_with(__file__, {"_meta": {}, **entries}, folder, monkeypatch)
 
 
 def test_another_folder_is_read_and_checked(tmp_path, monkeypatch):
