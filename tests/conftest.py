@@ -6,9 +6,14 @@ from pathlib import Path
 
 import miniature
 import pytest
+from hypothesis import settings
 
 from diffbook_lib import specs
 from diffbook_lib.runs import folder
+
+# No time limits, and the same examples in every run: a failure is of the code, not of the machine.
+settings.register_profile("diffbook", deadline=None, derandomize=True)
+settings.load_profile("diffbook")
 
 specs.__path__.append(str(miniature.MINIATURES / "specs"))
 
