@@ -270,7 +270,7 @@ def test_a_run_in_an_unkind_environment(repository):
     out = repository / "a {b} {0}"
     unkind = {"JUPYTER_PATH": str(repository / "share"), **ASCII}
     process = started(repository, "run", "counts", "long", "--out", out, **unkind)
-    while not list(out.glob("checkpoints/*[1-9]*")):
+    while not list(out.glob("checkpoints/*[1-9]*.safetensors")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -294,7 +294,7 @@ def test_ctrl_c_is_one_line(repository, start):
     if "two" in start:
         arguments += ["--processes", "2"]
     process = started(repository, *arguments)
-    while not list(run.glob("checkpoints/*[1-9]*")):
+    while not list(run.glob("checkpoints/*[1-9]*.safetensors")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     tree = psutil.Process(process.pid).children(recursive=True)

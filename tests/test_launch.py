@@ -79,7 +79,7 @@ def two(repository):
         process = subprocess.Popen(
             command, env=environment, stdout=stream, stderr=stream, cwd=repository
         )
-    until(lambda: list(run.glob("checkpoints/*[1-9]*")), process, log)
+    until(lambda: list(run.glob("checkpoints/*[1-9]*.safetensors")), process, log)
     (launcher,) = psutil.Process(process.pid).children()
     workers = [child for child in launcher.children() if "train" in child.cmdline()]
     yield process, launcher, workers, run, log
@@ -173,7 +173,7 @@ def test_a_second_start_says_who_works_there(repository, monkeypatch):
     """In the notebook, in training and in sampling alike."""
     run = prepared(repository, "run", **ENDLESS)
     process = miniature.start(repository, "train", run)
-    while not list(run.glob("checkpoints/*[1-9]*")):
+    while not list(run.glob("checkpoints/*[1-9]*.safetensors")):
         assert process.is_alive(), (repository / "log").read_text()
         time.sleep(0.001)
     monkeypatch.setattr(folder, "PATIENCE", 0.0)

@@ -140,7 +140,11 @@ def _cells(notebook: str) -> Iterator[str]:
 @cache
 def _parse(source: str, package: str, name: str) -> Code:
     imports, words, asks = set(), set(), False
-    for node in ast.walk(ast.parse(source, name)):
+    tree = ast.parse(source, name)
+    for node in ast.walk(tree):  # what is for the type checker alone is not reached
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -2,19 +2,22 @@
 certificate."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from diffbook_lib import rng
-from diffbook_lib.constrained import Dual, Lagrangian
 from diffbook_lib.data import Dataset
 from diffbook_lib.diffusion import Net
 from diffbook_lib.metrics.measurement import Measurement
 
+if TYPE_CHECKING:  # the pages of other methods need not follow this one
+    from diffbook_lib.constrained import Dual, Lagrangian
+
 
 @torch.no_grad()
 def violation(
-    lagrangian: Lagrangian,
+    lagrangian: "Lagrangian",
     net: Net,
     dataset: Dataset,
     constraint: str,
@@ -43,7 +46,7 @@ def violation(
     )
 
 
-def multipliers(dual: Dual) -> Iterator[Measurement]:
+def multipliers(dual: "Dual") -> Iterator[Measurement]:
     """The multiplier of each constraint after a dual training, averaged over the end of its
     ascent, at {"constraint": its name}; and, where no model satisfies the thresholds, the
     feasibility margin that the training has seen, which is then above 0.
