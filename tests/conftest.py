@@ -19,10 +19,10 @@ specs.__path__.append(str(miniature.MINIATURES / "specs"))
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch) -> Iterator[Path]:
+def repository(tmp_path) -> Iterator[Path]:
     """The run notebooks and presets of the miniature methods in a folder that DIFFBOOK_ROOT
-    names; locks that the test took end with it."""
-    monkeypatch.setenv("DIFFBOOK_ROOT", str(tmp_path))
-    yield miniature.write(tmp_path)
+    names, here and in processes that the test starts; locks that the test took end with it."""
+    with miniature.opened(tmp_path) as root:
+        yield root
     for held in list(folder._locks):
         folder.unlock(held)

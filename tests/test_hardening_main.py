@@ -28,14 +28,6 @@ from diffbook_lib.specs import SpecError
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def repository(tmp_path):
-    with miniature.opened(tmp_path) as root:
-        yield root
-    for held in list(folder._locks):
-        folder.unlock(held)
-
-
 # --- presets of others ---------------------------------------------------------------------
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(

@@ -30,14 +30,6 @@ from diffbook_lib.runs.launch import RunFailed
 
 
 @pytest.fixture
-def repository(tmp_path):
-    with miniature.opened(tmp_path) as root:
-        yield root
-    for held in list(folder._locks):
-        folder.unlock(held)
-
-
-@pytest.fixture
 def spec(repository):
     return presets.resolve("counts", "tiny")
 
